@@ -103,7 +103,8 @@ def _parse_urls(url: str) -> list[_ServerUrl]:
 
 
 def _check_url(url: str | None) -> str | None:
-    _parse_urls(url or "")
+    if url is not None and not _parse_urls(url):
+        raise ValueError("is empty: set it to a server's URL, or leave it out to use the directory's embedded server")
     return url
 
 
@@ -138,6 +139,7 @@ class SettingsOptions(TypedDict, total=False):
     claim_check: int | str | None
     generation: int | None
     directory: str | Path | None
+    embedded: Literal["auto", "never"] | None
 
 
 class Settings(pydantic.BaseModel):
@@ -191,15 +193,27 @@ class Settings(pydantic.BaseModel):
     ``Worker(generation=...)`` takes precedence."""
     directory: UserPath | None = None
     """Data directory of the embedded server. Default: ``.aiqueue`` in the working directory or the nearest parent."""
+    embedded: Literal["auto", "never"] = "auto"
+    """Whether the directory's embedded server may be used where no server address is set.
+
+    ``auto``: yes, but it is not started in a container unless `directory` is set. ``never``: an address is required."""
+    _sources: dict[str, str] = pydantic.PrivateAttr(default_factory=dict)
 
     def __init__(self, *, url: str | None = None, **arguments: Unpack[SettingsOptions]) -> None:
         """Return the settings in force. An argument that is None counts as not given.
 
         Raises pydantic.ValidationError; `load` raises SettingsError instead, which says where a setting is set.
         """
-        found = find_file()
+        found, variables = find_file(), _read_environment()
+        in_file = _read_file(found) if found else {}
         stated = {name: value for name, value in {"url": url, **arguments}.items() if value is not None}
-        super().__init__(**{**(_read_file(found) if found else {}), **_read_environment(), **stated})
+        super().__init__(**{**in_file, **variables, **stated})
+        names = _variables() if variables else {}
+        self._sources = (
+            dict.fromkeys(in_file, str(found))
+            | {name: f"environment variable {names[name]}" for name in variables}
+            | {name: f"argument {name}" for name in stated}
+        )
 
     @staticmethod
     def secret(value: str) -> pydantic.SecretStr:
@@ -215,6 +229,10 @@ class Settings(pydantic.BaseModel):
     def url_credentials(self) -> dict[str, Credentials]:
         """The credentials in `url`, by server as in `servers`. The first are also those of servers without any."""
         return {each.address: each.credentials for each in _parse_urls(self.url or "") if each.credentials}
+
+    def source(self, name: str) -> str:
+        """Where a setting was taken from, such as "environment variable NATS_URL"; "default" if nowhere."""
+        return self._sources.get(name, "default")
 
     @property
     def addresses(self) -> str:
@@ -333,9 +351,12 @@ def _with_context(settings: Settings) -> Settings:
         if isinstance(found.get(name), str):
             found[name] = Path(found[name]).expanduser()
     try:
-        return Settings(**{**found, **explicit})
+        complete = Settings(**{**found, **explicit})
     except pydantic.ValidationError as error:
         raise SettingsError(_first_problem(error, {}, file=path)) from None
+    complete._sources.update(dict.fromkeys(found, f"nats context {settings.context}") | settings._sources)
+    complete._sources["url"] = f"nats context {settings.context}"
+    return complete
 
 
 # the keys of natscli's contexts that aiqueue heeds, and the settings they become; empty: they change no connection

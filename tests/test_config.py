@@ -120,13 +120,42 @@ def test_several_addresses_are_separated_by_commas() -> None:
     assert Settings.load(url="nats://a:1, nats://b:2,,").servers == ["nats://a:1", "nats://b:2"]
 
 
+def test_a_setting_says_where_it_was_taken_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.load().source("url") == "default"
+    path = write('url = "nats://f"\nembedded = "never"')
+    assert (Settings.load().source("url"), Settings.load().source("embedded")) == (str(path), str(path))
+    monkeypatch.setenv("NATS_URL", "nats://e")
+    assert Settings.load().source("url") == "environment variable NATS_URL"
+    monkeypatch.setenv("aiqueue_Url", "nats://o")
+    assert Settings.load().source("url") == "environment variable aiqueue_Url"
+    assert Settings.load(url="nats://a").source("url") == "argument url"
+    write_context("prod", url="nats://c", user="u")
+    settings = Settings.load(context="prod", user="mine")
+    assert [settings.source(each) for each in ("url", "user", "embedded")] == [
+        "nats context prod", "argument user", str(path),
+    ]  # fmt: skip
+
+
 # wrong ones
+
+
+@pytest.mark.parametrize("empty", ["", " ", ",", " , "])
+def test_an_empty_address_is_refused_and_not_taken_for_none(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal(url=empty).startswith("argument url: is empty: set it to a server's URL")
+    path = write(f'url = "{empty}"\ncontext = "prod"')
+    assert refusal().startswith(f"{path}: url: is empty")
+    monkeypatch.setenv("NATS_URL", empty)
+    assert refusal().startswith("environment variable NATS_URL: is empty")
+    monkeypatch.setenv("AIQUEUE_URL", empty)
+    monkeypatch.setenv("NATS_URL", "nats://a")
+    assert refusal().startswith("environment variable AIQUEUE_URL: is empty")
 
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [("ping_interval", "soon"), ("ping_interval", 0), ("ping_interval", -1), ("connect_timeout", "0s"),
-     ("profile", "galaxy"), ("tls_handshake_first", "perhaps"), ("inbox_prefix", "a b"), ("inbox_prefix", "a.*"),
+     ("embedded", "sometimes"), ("embedded", ""), ("profile", "galaxy"),
+     ("tls_handshake_first", "perhaps"), ("inbox_prefix", "a b"), ("inbox_prefix", "a.*"),
      ("inbox_prefix", "a\r\nPUB b 0\r\n"), ("inbox_prefix", "a..b"), ("inbox_prefix", "a" * 201)],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_naming_where_it_came_from(

@@ -97,7 +97,7 @@ def show(
         except (NotFound, Corrupt, BadInput) as error:
             return letter, str(error)
 
-    letter, body_problem = options.run_with_client(fetch)
+    letter, body_problem = options.run_with_client(fetch, reads=True)
     data, problem = (None, body_problem) if body_problem else _decode_payload(letter)
     if json:
         body: dict[str, Any] = {"payload": data}

@@ -45,7 +45,7 @@ def doctor(
         subject = Subject(client.connection, client.topology, directory, monitor, client.limit_rules)
         return [finding async for finding in examine(subject)]
 
-    found = options.run_with_client(run_checks)
+    found = options.run_with_client(run_checks, reads=True)
     if json:
         output.print_json([asdict(each) for each in found])
     else:

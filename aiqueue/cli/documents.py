@@ -116,7 +116,7 @@ def get(
         except OSError as error:
             raise BadInput(f"cannot write {str(out)!r}: {error.strerror or error}") from None
 
-    options.run_with_client(download)
+    options.run_with_client(download, reads=True)
 
 
 def rm(options: ServerOptions, sha256: Sha, *, tenant: Tenant) -> None:

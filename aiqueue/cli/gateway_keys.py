@@ -103,7 +103,7 @@ def ls(
         found = await Budgets(store, UsageLedger(store)).stats(month, whom, keys=True)
         return keys, {each.key: each for each in found}
 
-    keys, budgets = options.run_with_client(fetch)
+    keys, budgets = options.run_with_client(fetch, reads=True)
     if json:
         shown = [{**each.plain(), "budget": asdict(budgets[each.id]) if each.id in budgets else None} for each in keys]
         output.print_json(shown)

@@ -38,7 +38,7 @@ def ls(
     async def fetch(client: Client) -> list[InboxStats]:
         return await client.inboxes.stats(tenant)
 
-    found = options.run_with_client(fetch)
+    found = options.run_with_client(fetch, reads=True)
     if json:
         output.print_json([_stats_as_dict(each) for each in found[:limit]])
     elif not found:

@@ -94,7 +94,7 @@ def inspect(
         schedules = (0, 0) if json else await count_schedules_if_allowed(link, topology)
         return await stats.overview(link, topology), schedules
 
-    found = options.run_with_client(fetch)
+    found = options.run_with_client(fetch, reads=True)
     if job is not None:
         _print_job(found, json)
     elif family is None and tenant is None:

@@ -115,7 +115,7 @@ def ls(
     async def fetch(client: Client) -> tuple[list[LimitStats], list[Pause]]:
         return await client.limits(family), await read_key_pauses(client.connection, client.topology)
 
-    found, pauses = options.run_with_client(fetch)
+    found, pauses = options.run_with_client(fetch, reads=True)
     if json:
         output.print_json([asdict(each) for each in found])
         return

@@ -105,7 +105,7 @@ class ServerOptions:
         settings = Settings.load(**vars(self))
         if embedded or (self.directory and not self.url and not self.context):
             none = dict.fromkeys(("url", "context", "user", "password", "token", "creds", "nkey"))
-            settings = settings.model_copy(update=none)
+            settings = settings.model_copy(update={**none, **({"embedded": "auto"} if embedded else {})})
         return settings
 
     def client(self, *, embedded: bool = False) -> Client:
@@ -114,13 +114,18 @@ class ServerOptions:
 
         return Client(self.settings(embedded=embedded))
 
-    def run_with_client(self, work: Callable[[Client], Awaitable[T]], *, declare: bool = True) -> T:
-        """Open a client, return what `work` returns for it, and close the client. `declare` as in `Client.open`."""
+    def run_with_client(
+        self, work: Callable[[Client], Awaitable[T]], *, declare: bool = True, reads: bool = False
+    ) -> T:
+        """Open a client, return what `work` returns for it, and close the client. `declare` as in `Client.open`.
+
+        `reads`: the command only reads, so no embedded server is started and no stream is created for it.
+        """
         import asyncio  # noqa: PLC0415
 
         async def run() -> T:
             client = self.client()
-            await client.open(declare=declare)
+            await client.open(declare=declare and not reads, start=not reads)
             try:
                 return await work(client)
             finally:
@@ -139,7 +144,7 @@ class ServerOptions:
                 found.append(each)
             return found, False
 
-        return self.run_with_client(take)
+        return self.run_with_client(take, reads=True)
 
 
 def add_command(

@@ -66,7 +66,7 @@ def pause(
 
     if family is None and (any(each is not None for each in (tenant, kind, key, for_s)) or reason or now):
         raise BadInput("name the family to pause, such as `aiqueue pause agent.tasks`")
-    found = options.run_with_client(run)
+    found = options.run_with_client(run, reads=family is None)
     if json:
         output.print_json([asdict(each) for each in found] if family is None else asdict(found[0]))
     elif found:

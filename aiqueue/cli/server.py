@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import BadInput
 from . import output
 from .options import ServerOptions, add_command
 
@@ -28,15 +29,33 @@ def server(
         int | None,
         typer.Option(metavar="PORT", help="Port to listen on. Default: random at first, then kept.", min=1, max=65_535),
     ] = None,
+    print_url: Annotated[
+        bool,
+        typer.Option(
+            "--print-url", metavar="", help="Print the URL, with its password, of the server that runs, and exit."
+        ),
+    ] = False,
 ) -> None:
     """Run the embedded NATS server of this directory until Ctrl-C or SIGTERM.
 
-    Other commands start the embedded server automatically. It stops when the last of these commands ends. This command
-    keeps it running.
+    Commands that store or run jobs start the embedded server automatically. It stops when the last of these commands
+    ends. This command keeps it running.
     """
     import asyncio  # noqa: PLC0415
 
+    if print_url:
+        if port is not None:
+            raise BadInput("--port is for a server that is started, and --print-url starts none: give one of them")
+        _print_url(options)
+        return
     asyncio.run(_serve(options, port))
+
+
+def _print_url(options: ServerOptions) -> None:
+    from ..server import EmbeddedServer  # noqa: PLC0415
+
+    with EmbeddedServer.acquire(options.settings(embedded=True).directory, start=False) as held:
+        output.print_line(f"nats://{held.user}:{held.password}@{held.url.removeprefix('nats://')}")
 
 
 async def _serve(options: ServerOptions, port: int | None) -> None:

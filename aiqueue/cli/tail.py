@@ -66,7 +66,7 @@ def tail(
         raise BadInput("--after needs a job id: a family can only be followed from now on")
     assert family is not None
     try:
-        options.run_with_client(lambda client: _follow_family(client, family, tenant, json))
+        options.run_with_client(lambda client: _follow_family(client, family, tenant, json), reads=True)
     except KeyboardInterrupt:
         return  # the normal end of this command
 
@@ -208,7 +208,7 @@ def _tail_job(
                 last = item
 
     try:
-        options.run_with_client(follow)
+        options.run_with_client(follow, reads=True)
     except KeyboardInterrupt:
         if last is not None and not json:
             given = (("family", family), ("tenant", tenant))

@@ -39,7 +39,7 @@ def plan(options: ServerOptions, *, json: Json = False) -> None:
         overrides = await read_overrides_if_allowed(link, topology, client.limit_rules)
         return await provision.plan(link, topology), len(topology.streams), overrides
 
-    found, streams, overrides = options.run_with_client(compare, declare=False)
+    found, streams, overrides = options.run_with_client(compare, reads=True)
     if json:
         output.print_json({"drift": found.drift, **_listed(found), "overrides": [asdict(each) for each in overrides]})
     else:

@@ -27,7 +27,7 @@ from ..enqueue import (
     check_on_duplicate,
     resolve_due_at,
 )
-from ..errors import AIQueueError, BadInput, ConfigMismatch, DataLossRefused
+from ..errors import AIQueueError, BadInput
 from ..inspect import find_job
 from ..job import JobSpec, Message, check_model
 from ..journal import Journal
@@ -36,10 +36,10 @@ from ..payload import R
 from ..requests import request_result
 from ..server import EmbeddedServer
 from ..subjects import OnDuplicate
-from ..topology import Topology, provision
+from ..topology import Topology
 from ..units import Deadline, Duration, Time, parse_deadline, parse_duration
 from .cancel import Canceller
-from .embedding import acquire, settings_of
+from .embedding import acquire, declare_streams, settings_of
 from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
 from .limiting import load_declared
@@ -114,22 +114,25 @@ class Client(ScheduleCalls):
         """Whether the client uses the directory's embedded server, because no server address was given."""
         return self._embedded is not None
 
-    async def open(self, *, declare: bool = True) -> Self:
+    async def open(self, *, declare: bool = True, start: bool = True) -> Self:
         """Connect. On an embedded server, with `declare`, also create or update the streams. Safe twice.
 
-        Raises Unavailable, AccessDenied, SettingsError, EmbeddedError.
+        Without `start`, an embedded server that does not run is not started: EmbeddedError. Raises Unavailable,
+        AccessDenied, EmbeddedError, and SettingsError, also where no server address is set and `Settings.embedded`
+        forbids an embedded server.
         """
         if self._connection is not None:
             return self
-        settings = self.settings
+        settings, origin = self.settings, f"from {self.settings.source('url')}"
         if not settings.servers:
-            self._embedded = await acquire(settings.directory)
-            settings = settings_of(self._embedded, settings)
+            self._embedded = await acquire(settings, start=start)
+            settings, origin = settings_of(self._embedded, settings), f"embedded in {self._embedded.directory}"
         connection = Connection(settings, revive=self._revive if self._embedded else None)
         try:
             await connection.open()
+            log.info("using the server %s, %s", connection.server, origin)
             if self._embedded is not None and declare:
-                await self._declare(connection)
+                await declare_streams(connection, self.topology)
                 self._declared_pid = self._embedded.pid
         except BaseException:
             await connection.close()
@@ -393,14 +396,6 @@ class Client(ScheduleCalls):
             raise BadInput(self._not_open)
         return self._producer
 
-    async def _declare(self, connection: Connection) -> None:
-        """Create or update the streams of the embedded server, as far as that is safe."""
-        try:
-            await provision.apply(connection, self.topology)
-        except (ConfigMismatch, DataLossRefused) as error:
-            log.warning("the streams of the embedded server are not updated, see `aiqueue plan`: %s", error)
-            await provision.create_missing(connection, self.topology)
-
     async def _revive(self, settings: Settings) -> Settings:
         """Start the embedded server again if it has died, and return its address and credentials.
 
@@ -413,7 +408,7 @@ class Client(ScheduleCalls):
             connection = Connection(settings)
             try:
                 await connection.open()
-                await self._declare(connection)
+                await declare_streams(connection, self.topology)
                 self._declared_pid = self._embedded.pid
             except AIQueueError as error:
                 log.warning("the streams of the embedded server are not created yet: %s", error)

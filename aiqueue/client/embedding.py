@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+import logging
 
 from ..config import Settings
-from ..server import EmbeddedServer
+from ..connection import Connection
+from ..errors import ConfigMismatch, DataLossRefused, EmbeddedError, SettingsError
+from ..server import EmbeddedServer, find_container, find_directory
+from ..topology import Topology, provision
+
+log = logging.getLogger(__name__)
+
+SET = "set NATS_URL, or url in aiqueue.toml"
 
 
 def settings_of(server: EmbeddedServer, settings: Settings) -> Settings:
@@ -17,13 +24,16 @@ def settings_of(server: EmbeddedServer, settings: Settings) -> Settings:
     return settings.model_copy(update=values)
 
 
-async def acquire(directory: Path | None) -> EmbeddedServer:
-    """Start to use the directory's server. If this is cancelled, the thread releases what it acquires."""
+async def acquire(settings: Settings, *, start: bool) -> EmbeddedServer:
+    """Use the directory's server; with `start`, start it if none runs. If this is cancelled, the thread lets go of it.
+
+    Raises EmbeddedError, and SettingsError where no server may be started behind the user's back.
+    """
     acquired: list[EmbeddedServer] = []
     cancelled = False
 
     def acquire_in_thread() -> EmbeddedServer:
-        acquired.append(EmbeddedServer.acquire(directory))
+        acquired.append(_acquire(settings, start=start))
         if cancelled:
             acquired[0].release()
         return acquired[0]
@@ -35,3 +45,28 @@ async def acquire(directory: Path | None) -> EmbeddedServer:
         for server in acquired:
             server.release()
         raise
+
+
+def _acquire(settings: Settings, *, start: bool) -> EmbeddedServer:
+    if settings.embedded == "never":
+        raise SettingsError(f'no server address is set, and embedded is "never" ({settings.source("embedded")}): {SET}')
+    directory = settings.directory or find_directory()
+    container = None if settings.directory else find_container(directory)
+    try:
+        return EmbeddedServer.acquire(directory, start=start and container is None)
+    except EmbeddedError:
+        if container is None:
+            raise
+        raise SettingsError(
+            f"no server address is set, and in a container ({container}) no embedded server is started: {SET}; to "
+            "start one in a directory that outlives the container, set AIQUEUE_DIRECTORY"
+        ) from None
+
+
+async def declare_streams(connection: Connection, topology: Topology) -> None:
+    """Create or update the streams of the embedded server, as far as that is safe."""
+    try:
+        await provision.apply(connection, topology)
+    except (ConfigMismatch, DataLossRefused) as error:
+        log.warning("the streams of the embedded server are not updated, see `aiqueue plan`: %s", error)
+        await provision.create_missing(connection, topology)

@@ -6,6 +6,7 @@ May not know streams or jobs. The supervisor is run by its path, without site-pa
 from __future__ import annotations
 
 from . import supervisor
+from .container import find_container
 from .embedded import DIRECTORY, EmbeddedServer, find_binary, find_directory
 
-__all__ = ["DIRECTORY", "EmbeddedServer", "find_binary", "find_directory", "supervisor"]
+__all__ = ["DIRECTORY", "EmbeddedServer", "find_binary", "find_container", "find_directory", "supervisor"]

@@ -93,8 +93,8 @@ class EmbeddedServer:
     pid: int  # of nats-server
     supervisor_pid: int
 
-    def __init__(self, directory: Path, binary: Path, port: int | None, within_s: float) -> None:
-        """Not held yet. Use `acquire`."""
+    def __init__(self, directory: Path, binary: Path | None, port: int | None, within_s: float) -> None:
+        """Not held yet. Use `acquire`. Without `binary`, the server is never started."""
         self.directory = directory
         self._files = supervisor.ServerFiles(directory)
         self._binary = binary
@@ -113,19 +113,21 @@ class EmbeddedServer:
         port: int | None = None,
         binary: Path | None = None,
         within_s: float = 10.0,
+        start: bool = True,
     ) -> Self:
         """Hold the server of `directory` (default: `find_directory`), and start it if none runs.
 
         Without `port`, the port is random at the first start and kept afterwards. The server must have read its store
-        and answer with JetStream within `within_s` seconds. Raises BinaryMissing, and EmbeddedError, whose text says
-        what to do. Nothing is left behind then.
+        and answer with JetStream within `within_s` seconds. Without `start`, a server that does not run stays so, then
+        and later, and nothing is written: EmbeddedError. Raises BinaryMissing, and EmbeddedError, whose text says what
+        to do. Nothing is left behind then.
         """
         if sys.platform == "win32":
             raise EmbeddedError("the embedded server needs Linux or macOS: set NATS_URL to use a running nats-server")
         if port is not None and not 0 < port < 65_536:
             raise EmbeddedError(f"port {port} is not between 1 and 65535")
         directory = (directory or find_directory()).absolute()
-        server = cls(directory, binary or find_binary(), port, within_s)
+        server = cls(directory, (binary or find_binary()) if start else None, port, within_s)
         try:
             server.ensure()
         except BaseException:
@@ -177,7 +179,9 @@ class EmbeddedServer:
         """Lock holders.lock shared, in the directory that exists now."""
         while self._hold is None or not supervisor.in_place(self._hold, self._files.holders):
             self._drop_hold()
-            self._created_directory |= _create_directory(self.directory)
+            if self._binary is None and not self._files.holders.exists():
+                raise self._not_running()
+            self._created_directory |= self._binary is not None and _create_directory(self.directory)
             try:
                 self._hold = supervisor.open_lock(self._files.holders)
             except FileNotFoundError:  # another process, whose start failed, has just removed the directory
@@ -204,8 +208,10 @@ class EmbeddedServer:
             lock = supervisor.open_lock(self._files.supervisor)
             _passed_locks.add(lock)
             try:
-                if supervisor.try_lock(lock):
-                    self._start_supervisor(lock, deadline)
+                if supervisor.try_lock(lock, shared=self._binary is None):
+                    if self._binary is None:
+                        raise self._not_running()
+                    self._start_supervisor(lock, self._binary, deadline)
             finally:
                 _passed_locks.discard(lock)
                 os.close(lock)
@@ -216,14 +222,14 @@ class EmbeddedServer:
                 raise self._timeout_error()
             time.sleep(POLL_S)
 
-    def _start_supervisor(self, lock: int, deadline: float) -> None:
+    def _start_supervisor(self, lock: int, binary: Path, deadline: float) -> None:
         """Start a supervisor, pass it `lock`, and wait for its report. Raises EmbeddedError."""
         with open(self._files.errors, "wb", opener=supervisor.owner_only) as errors:
             try:
                 process = subprocess.Popen(  # noqa: S603 - a file of this package
                     [
                         *(sys.executable, "-I", "-S", supervisor.__file__),
-                        *(self.directory, self._binary, str(self._requested_port or 0)),
+                        *(self.directory, binary, str(self._requested_port or 0)),
                     ],
                     cwd="/",  # so that it keeps no file system busy
                     stdin=subprocess.DEVNULL,
@@ -262,6 +268,12 @@ class EmbeddedServer:
         self.password = state["password"]
         self.pid = state["pid"]
         self.supervisor_pid = state["supervisor_pid"]
+
+    def _not_running(self) -> EmbeddedError:
+        return EmbeddedError(
+            f"no embedded server runs in {self.directory}: start it with `aiqueue server`, or set NATS_URL to use "
+            "another server"
+        )
 
     def _timeout_error(self) -> EmbeddedError:
         line = supervisor.last_log_line(supervisor.tail(self._files.log))

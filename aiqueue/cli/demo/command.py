@@ -78,8 +78,8 @@ async def _run(
         screen.say(line, style)
     kept = directory.exists()
     if kept:
-        screen.say("The private server has stopped. Its data was kept; this starts it again:")
-        screen.command(f"cd {shlex.quote(str(directory))} && aiqueue inspect")
+        screen.say("The private server has stopped. Its data was kept. This starts it again, for `aiqueue inspect`:")
+        screen.command(f"cd {shlex.quote(str(directory))} && aiqueue server")
     elif private:
         screen.say("The private server has stopped, and its files are deleted.")
     return {**report, "kept": str(directory) if kept else None}

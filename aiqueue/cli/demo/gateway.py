@@ -100,8 +100,8 @@ async def _run(screen: Screen, *, keep: bool) -> dict[str, Any]:
                     report = await _Story(client, screen, provider, workers, files).run()
     screen.say("The servers and workers have stopped." + ("" if keep else " Their files are deleted."))
     if keep:
-        screen.say("The data was kept; this shows the bill again:")
-        screen.command(f"cd {shlex.quote(str(directory))} && aiqueue gateway usage")
+        screen.say("The data was kept. This starts the server again, so that `aiqueue gateway usage` finds it:")
+        screen.command(f"cd {shlex.quote(str(directory))} && aiqueue server")
     return {**report, "kept": str(directory) if keep else None}
 
 

@@ -75,7 +75,8 @@ async def private_client(
     """
     other_server = ("url", "context", "user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key")
     none = dict.fromkeys((*other_server, "tls_hostname", "inbox_prefix", "streams"))
-    ours = {"directory": directory / DIRECTORY, "profile": "single", "tls_handshake_first": False, **more}
+    here = {"directory": directory / DIRECTORY, "embedded": "auto"}
+    ours = {**here, "profile": "single", "tls_handshake_first": False, **more}
     with contextlib.ExitStack() as held:
 
         def start() -> None:

@@ -43,7 +43,7 @@ def status(
         except NotFound:
             return None
 
-    found = options.run_with_client(fetch)
+    found = options.run_with_client(fetch, reads=True)
     if json:
         output.print_json(None if found is None else asdict(found))
     elif found is None:

@@ -15,18 +15,22 @@ T = TypeVar("T")
 
 
 def run_with_store(options: ServerOptions, tenant: str, work: Callable[[VectorStore], Awaitable[T]]) -> T:
-    """Open the store, return what `work` returns for it, and close the store. See `run_with_parts`."""
+    """Open the store, return what `work` reads from it, and close the store. See `run_with_parts`."""
 
     async def run(_: Client, __: RagConfig, store: VectorStore) -> T:
         return await work(store)
 
-    return run_with_parts(options, tenant, run)
+    return run_with_parts(options, tenant, run, reads=True)
 
 
 def run_with_parts(
-    options: ServerOptions, tenant: str, work: Callable[[Client, RagConfig, VectorStore], Awaitable[T]]
+    options: ServerOptions,
+    tenant: str,
+    work: Callable[[Client, RagConfig, VectorStore], Awaitable[T]],
+    *,
+    reads: bool = False,
 ) -> T:
-    """Open a client and the store, and return what `work` returns for them and rag.toml.
+    """Open a client and the store, and return what `work` returns for them and rag.toml. `reads` as in ServerOptions.
 
     Raises BadInput and the like in one line: for a wrong rag.toml, or a store that is on another host.
     """
@@ -45,4 +49,4 @@ def run_with_parts(
         finally:
             await store.close()
 
-    return options.run_with_client(run)
+    return options.run_with_client(run, reads=reads)

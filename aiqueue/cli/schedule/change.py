@@ -59,7 +59,7 @@ def prune(
     async def find(client: Client) -> list[UndeclaredSchedule]:
         return await (client.schedules.prune(owner) if yes else client.schedules.find_undeclared(owner))
 
-    found = options.run_with_client(find)
+    found = options.run_with_client(find, reads=not yes)
     if json:
         shown = [{"id": each.id, "tenant": each.tenant, "declared_at": each.declared_at} for each in found]
         output.print_json({"owner": owner, "removed": yes, "schedules": shown})

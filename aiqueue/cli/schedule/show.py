@@ -35,7 +35,7 @@ def ls(
     from ...inspect import read_schedules  # noqa: PLC0415
 
     found, unreadable = options.run_with_client(
-        lambda client: read_schedules(client.connection, client.topology, tenant=tenant, owner=owner)
+        lambda client: read_schedules(client.connection, client.topology, tenant=tenant, owner=owner), reads=True
     )
     if json:
         output.print_json([each.summary() for each in found])
@@ -94,7 +94,7 @@ def show(options: ServerOptions, schedule_id: ScheduleId, *, tenant: Tenant, jso
         found = await client.schedules.get(schedule_id, tenant=tenant)
         return found, [] if found.problem else found.next_times(NEXT_SHOWN, after=client.connection.clock.now())
 
-    found, times = options.run_with_client(fetch)
+    found, times = options.run_with_client(fetch, reads=True)
     message = _read_message(found.document)
     if json:
         shown = {"next_times": [each.isoformat() for each in times], "message": message}
@@ -181,7 +181,7 @@ def next_times(
 ) -> None:
     """Print the next times of a schedule, in its time zone; without jitter, and as if it was not paused."""
     found = options.run_with_client(
-        lambda client: client.schedules.next_times(schedule_id, count, tenant=tenant, after=after)
+        lambda client: client.schedules.next_times(schedule_id, count, tenant=tenant, after=after), reads=True
     )
     if json:
         output.print_json([each.isoformat() for each in found])

@@ -13,8 +13,8 @@ from typing import Any
 
 import watchfiles
 
+from ..client import acquire_here
 from ..config import Settings
-from ..server import EmbeddedServer
 from . import output
 from .worker_pool import PoolSlot
 
@@ -38,12 +38,12 @@ class Reloader:
     def run(self) -> int:
         """Run until SIGINT or SIGTERM. Return the worker's exit code; 0 if there is no worker at that time.
 
-        An embedded server is kept running between two workers. Raises EmbeddedError.
+        An embedded server is kept running between two workers. Raises EmbeddedError, SettingsError.
         """
         logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs each change
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
-        held = None if self._settings.servers else EmbeddedServer.acquire(self._settings.directory)
+        held = None if self._settings.servers else acquire_here(self._settings, start=True)
         try:
             self._start()
             for changes in watchfiles.watch(

@@ -33,7 +33,7 @@ async def acquire(settings: Settings, *, start: bool) -> EmbeddedServer:
     cancelled = False
 
     def acquire_in_thread() -> EmbeddedServer:
-        acquired.append(_acquire(settings, start=start))
+        acquired.append(acquire_here(settings, start=start))
         if cancelled:
             acquired[0].release()
         return acquired[0]
@@ -47,7 +47,8 @@ async def acquire(settings: Settings, *, start: bool) -> EmbeddedServer:
         raise
 
 
-def _acquire(settings: Settings, *, start: bool) -> EmbeddedServer:
+def acquire_here(settings: Settings, *, start: bool) -> EmbeddedServer:
+    """As `acquire`, and blocks."""
     if settings.embedded == "never":
         raise SettingsError(f'no server address is set, and embedded is "never" ({settings.source("embedded")}): {SET}')
     directory = settings.directory or find_directory()

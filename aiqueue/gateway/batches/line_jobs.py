@@ -41,7 +41,7 @@ _TEXTS: Final = {
 }
 
 
-class _NotAllowed(BadInput):
+class _ModelNotAllowed(BadInput):
     """The API key of the batch may not call the model of a line."""
 
 
@@ -135,7 +135,7 @@ class LineJobs:
             text = f"the line may have been called, and its answer is lost: {error}"
             return unanswered(batch.id, number, line.custom_id, "lost", text)
         except BadInput as error:
-            failure = MODEL_NOT_ALLOWED if isinstance(error, _NotAllowed) else failure_of_input(error)
+            failure = MODEL_NOT_ALLOWED if isinstance(error, _ModelNotAllowed) else failure_of_input(error)
             return refused(batch.id, number, line.custom_id, failure, str(error))
         finally:
             self._handles.pop(number, None)
@@ -148,7 +148,7 @@ class LineJobs:
             return await self._find(job_id) if may_exist else None
         request = make_request(line, batch.endpoint)
         if batch.models is not None and request.model not in batch.models:
-            raise _NotAllowed(f"this API key may not call the model {request.model[:80]!r}")
+            raise _ModelNotAllowed(f"this API key may not call the model {request.model[:80]!r}")
         self._run.runtime.plan(request, request.model, batch.tenant)  # raises BadInput for what cannot be answered
         try:
             return await self._client.enqueue(

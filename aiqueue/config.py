@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, Unpack
 from urllib.parse import unquote
@@ -30,6 +30,25 @@ def _size(value: Any) -> int:
     if isinstance(value, str) and value.isdigit():
         return int(value)  # in the environment, numbers are texts
     return size_bytes(value)
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",")]  # in the environment, a list is a text
+    if not isinstance(value, list | tuple | None) or not all(isinstance(each, str) and each for each in value or ()):
+        raise ValueError("must be a list of families, such as agent.tasks, in the environment separated by commas")
+    return None if value is None else tuple(dict.fromkeys(value))
+
+
+def _tables(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return tomllib.loads(value)  # in the environment, tables are a text
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"must be TOML such as dead.stream.max_age = '7d': {error}") from None
+    if not isinstance(value, Mapping):
+        raise ValueError("must be tables by family or role, such as [overlay.dead]")
+    return dict(value)
 
 
 GENERATION_MAX = 2**53
@@ -136,6 +155,9 @@ class SettingsOptions(TypedDict, total=False):
     ping_interval: units.Duration | None
     streams: str | Path | None
     profile: Literal["single", "cluster"] | None
+    size: Literal["small", "medium", "large"] | None
+    families: Sequence[str] | None
+    overlay: Mapping[str, Any] | None
     claim_check: int | str | None
     generation: int | None
     directory: str | Path | None
@@ -185,6 +207,12 @@ class Settings(pydantic.BaseModel):
     """A directory of further stream files (``*.toml``), beside the bundled ones."""
     profile: Literal["single", "cluster"] = "single"
     """Declare streams for one server (``single``) or with three replicas (``cluster``)."""
+    size: Literal["small", "medium", "large"] = "medium"
+    """How large the streams may grow: ``small`` fits a server with 1 GB of storage."""
+    families: Annotated[tuple[str, ...] | None, pydantic.BeforeValidator(_names)] = None
+    """The families that are declared, optional ones too. Default: all bundled ones, and those in `streams`."""
+    overlay: Annotated[dict[str, Any], pydantic.BeforeValidator(_tables)] = {}
+    """Tables whose keys replace those of stream files, by family, or by role for streams of no family."""
     claim_check: Size = 256 * 1024
     """Bodies larger than this many bytes are stored as documents. 0: never. At most half of max_payload is used."""
     generation: Generation = 0
@@ -198,6 +226,7 @@ class Settings(pydantic.BaseModel):
 
     ``auto``: yes, but it is not started in a container unless `directory` is set. ``never``: an address is required."""
     _sources: dict[str, str] = pydantic.PrivateAttr(default_factory=dict)
+    _file: str = pydantic.PrivateAttr(default="")
 
     def __init__(self, *, url: str | None = None, **arguments: Unpack[SettingsOptions]) -> None:
         """Return the settings in force. An argument that is None counts as not given.
@@ -209,8 +238,9 @@ class Settings(pydantic.BaseModel):
         stated = {name: value for name, value in {"url": url, **arguments}.items() if value is not None}
         super().__init__(**{**in_file, **variables, **stated})
         names = _variables() if variables else {}
+        self._file = str(found)
         self._sources = (
-            dict.fromkeys(in_file, str(found))
+            dict.fromkeys(in_file, self._file)
             | {name: f"environment variable {names[name]}" for name in variables}
             | {name: f"argument {name}" for name in stated}
         )
@@ -233,6 +263,11 @@ class Settings(pydantic.BaseModel):
     def source(self, name: str) -> str:
         """Where a setting was taken from, such as "environment variable NATS_URL"; "default" if nowhere."""
         return self._sources.get(name, "default")
+
+    def place(self, name: str) -> tuple[str, str]:
+        """Return where a setting is stated, as the file and the key of a TopologyError."""
+        source = self._sources.get(name, f"setting {name}")
+        return source, name if source == self._file else ""
 
     @property
     def addresses(self) -> str:

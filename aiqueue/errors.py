@@ -9,7 +9,7 @@
     │   ├── DecodeError         a body that cannot be decoded
     │   ├── TooLarge            body and headers exceed the server's max_payload
     │   ├── UnknownKind         no handler is registered for this kind of message
-    │   ├── UnknownFamily       no stream file (streams/*.toml) declares this family
+    │   ├── UnknownFamily       no stream file (streams/*.toml) declares this family, or `families` leaves it out
     │   ├── LoadError           "module:attribute" does not name a worker
     │   ├── SettingsError       an invalid argument, environment variable or aiqueue.toml key
     │   ├── TopologyError       an invalid streams/*.toml, limits.toml or gateway.toml; names file and key
@@ -132,10 +132,10 @@ class UnknownKind(BadInput):
 
 
 class UnknownFamily(BadInput):
-    """No stream file (streams/*.toml) declares this family."""
+    """No stream file (streams/*.toml) declares this family, or the setting `families` does not name it."""
 
-    def __init__(self, family: str, known: tuple[str, ...]) -> None:
-        super().__init__(f"unknown family {family!r}; declared families: {', '.join(known) or 'none'}")
+    def __init__(self, family: str, known: tuple[str, ...], advice: str = "") -> None:
+        super().__init__(f"unknown family {family!r}; declared families: {', '.join(known) or 'none'}{advice}")
         self.family, self.known = family, known
 
 

@@ -66,6 +66,40 @@ def test_arguments_go_over_the_environment_over_the_file(
     assert getattr(Settings.load(**{name: argument}), name) == argument
 
 
+def test_size_families_and_overlay_come_from_each_source_and_say_from_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (Settings.load().size, Settings.load().families, Settings.load().overlay) == ("medium", None, {})
+    path = write('size = "small"\nfamilies = ["rag.ingest"]\n[overlay."rag.ingest"]\nstream.max_bytes = "9MiB"')
+    settings = Settings.load()
+    assert (settings.size, settings.families) == ("small", ("rag.ingest",))
+    assert settings.overlay == {"rag.ingest": {"stream": {"max_bytes": "9MiB"}}}
+    assert settings.place("overlay") == (str(path), "overlay")
+    monkeypatch.setenv("AIQUEUE_SIZE", "large")
+    monkeypatch.setenv("AIQUEUE_FAMILIES", "agent.tasks, default")
+    monkeypatch.setenv("AIQUEUE_OVERLAY", "dead.stream.max_age = '7d'")
+    settings = Settings.load()
+    assert (settings.size, settings.families) == ("large", ("agent.tasks", "default"))
+    assert settings.overlay == {"dead": {"stream": {"max_age": "7d"}}}
+    assert settings.place("families") == ("environment variable AIQUEUE_FAMILIES", "")
+    settings = Settings.load(size="medium", families=["agent.message"], overlay={})
+    assert (settings.size, settings.families, settings.overlay) == ("medium", ("agent.message",), {})
+    assert settings.place("families") == ("argument families", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("size", "tiny", "argument size: Input should be 'small', 'medium' or 'large'"),
+        ("families", 3, "argument families: must be a list of families"),
+        ("families", ["agent.tasks", ""], "argument families: must be a list of families"),
+        ("families", "", "argument families: must be a list of families"),
+        ("overlay", 3, "argument overlay: must be tables by family or role"),
+        ("overlay", "dead", "argument overlay: must be TOML such as dead.stream.max_age = '7d'"),
+    ],
+)
+def test_a_wrong_size_list_of_families_or_overlay_is_one_line(name: str, value: object, problem: str) -> None:
+    assert refusal(**{name: value}).startswith(problem)
+
+
 def test_nats_url_is_the_address_too_and_ours_goes_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
     write('url = "nats://file"')
     monkeypatch.setenv("NATS_URL", "nats://customary")

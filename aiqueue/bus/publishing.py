@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .. import codec, headers, subjects
@@ -12,7 +13,7 @@ from ..client import Client
 from ..connection import PubAck, Received, block
 from ..enqueue import JobTemplate, OnFull, Producer, key_headers, retry_while_full, stated_key
 from ..errors import BadInput, DecodeError, ReplyTimeout, Unavailable
-from ..mailbox import Sent
+from ..mailbox import Inboxes, Sent
 from ..requests import find_bare_id, send_until_answered
 from ..topology import Family
 from .routes import Route, check_request, is_stored, route_of_publish
@@ -41,10 +42,13 @@ class Publisher:
         self._connection = client.connection
         self._topology = client.topology
         self._producer = Producer(client.connection, client.topology, client.key_lanes)
-        self._inboxes = client.inboxes
         self._templates: dict[tuple[str, str, str], JobTemplate] = {}
         self._lanes: dict[str, JobTemplate] = {}  # by the subject of a publish without headers
         self._blocks: dict[tuple[str, str, str, bool], bytes] = {}  # their headers; see `_header_block`
+
+    @cached_property
+    def _inboxes(self) -> Inboxes:
+        return self._client.inboxes  # raises UnknownFamily where there are none
 
     async def publish(
         self, subject: str, body: bytes, reply: str, given: Mapping[str, str] | None, timeout_s: float, on_full: OnFull

@@ -220,13 +220,16 @@ def _nearest(topology: Topology, tokens: list[str]) -> str:
         if family.journal:
             asked = f"{family.journal}.{{tenant}} or " if family.reply_within_s else ""
             forms[family.journal] = f"{asked}{family.journal}.{{tenant}}.{{{family.key or 'job_id'}}}"
+    advice = topology.advice(".".join(tokens[1:3]))
+    if advice and ".".join(tokens[:3]) not in forms:
+        return f"{advice}."
     given = [each.lower() for each in tokens]
     close = difflib.get_close_matches(".".join(given[:3]), forms, n=1, cutoff=0.8)
     if close:
         meant = [*close[0].split("."), *tokens[3:]]
         if _answered_family(topology, meant) is not None or _overlaps(meant, _stored(topology)):
             return f"did you mean {'.'.join(meant)}?"
-        return f"use {forms[close[0]]}."
+        return f"use {forms[close[0]]}.{advice and f' To request answers: {advice}.'}"
     last_words = {each.rpartition(".")[2]: each for each in forms}
     for word in given[1:]:
         if word in (subjects.DEAD[3:], subjects.PARKED[3:], subjects.CHECKPOINTS[3:]):

@@ -57,9 +57,8 @@ class Client(ScheduleCalls):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        directories = [settings.streams] if settings.streams else []
-        self.topology = Topology.load(*directories, profile=settings.profile)
-        self._declared_limits = load_declared(self.topology, *directories)
+        self.topology = Topology.of(settings)
+        self._declared_limits = load_declared(self.topology, *([settings.streams] if settings.streams else ()))
         self._embedded: EmbeddedServer | None = None
         self._declared_pid: int | None = None  # of the embedded server whose streams were created or updated
         self._connection: Connection | None = None

@@ -44,6 +44,8 @@ class GatewayWorker(Worker):
     their own, because they wait for requests. `quotas`: of a batch.
     """
 
+    optional_families = (BATCHES,)
+
     def __init__(
         self,
         config: Path | None = None,

@@ -227,6 +227,8 @@ def parse_rules(topology: Topology, *files: tuple[str, str]) -> Rules:
         if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
             raise TopologyError(file, "limit", "must be tables: write [[limit]]")
         for number, fields in enumerate(given, 1):
+            if fields.get("family") in topology.left_out:
+                continue  # the rule is for programs that declare this family
             try:
                 rule = make_rule(topology, fields)
             except _WrongField as error:
@@ -288,7 +290,11 @@ def find_limited_family(topology: Topology, name: object) -> Family:
     family = topology.families.get(name) if isinstance(name, str) else None
     if family is None:
         limited = sorted(each.name for each in topology.families.values() if each.limit_key)
-        known = f"families with a limit_key: {', '.join(limited) or 'none'}; `streams` sets the directory of your own"
+        advice = topology.advice(name) if isinstance(name, str) else ""
+        known = (
+            advice
+            or f"families with a limit_key: {', '.join(limited) or 'none'}; `streams` sets the directory of your own"
+        )
         raise _WrongField("family", f"unknown family {name!r:.80}; {known}")
     if family.limit_key is None:
         problem = f"{name} has no limit_key, so its jobs cannot be limited: {family.advise_to_set('limit_key')}"

@@ -8,8 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .declared import LIMITS_FILE, Family, StreamSpec, Topology, list_directories
+from .sizes import Reserved, reserved_bytes
 
 if TYPE_CHECKING:
     from . import problems, provision, tables  # noqa: TC004 -- lazy: it imports NATS, which a child process must not
 
-__all__ = ["LIMITS_FILE", "Family", "StreamSpec", "Topology", "list_directories", "problems", "provision", "tables"]
+__all__ = [
+    "LIMITS_FILE", "Family", "Reserved", "StreamSpec", "Topology", "list_directories", "problems", "provision",
+    "reserved_bytes", "tables",
+]  # fmt: skip

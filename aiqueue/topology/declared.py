@@ -2,148 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from .. import subjects
-from ..errors import BadInput, TopologyError, UnknownFamily
-from . import streamfile
-from .streamfile import PROFILES, REPEATED, Role, StreamFile
+from ..errors import TopologyError, UnknownFamily
+from . import overlay
+from .family import Family, check_retention, lane_name, make_family, require_disjoint
+from .files import LIMITS_FILE, bundled_directory, list_directories, list_files, read_text
+from .selection import ANSWER_WITHIN_NS, ANSWERS, WITH_FAMILIES, Stated, advise, choose, is_declared
+from .streamfile import PROFILES, REPEATED, Role, StreamFile, parse_cached
+from .values import SIZES
+
+if TYPE_CHECKING:
+    from ..config import Settings
+
+__all__ = [
+    "LIMITS_FILE", "Family", "Stated", "StreamSpec", "Topology", "bundled_directory", "lane_name", "list_directories",
+]  # fmt: skip
 
 _NS = 1_000_000_000
-_SCHEMA_VERSIONS = ("1.0", "1")
-_PRIORITIES = ("high", "normal", "low")
-LIMITS_FILE = "limits.toml"  # no stream file: the rules of limits
-_OTHER_FILES = (LIMITS_FILE, "gateway.toml", "rag.toml")  # which lie beside the streams
-_parse_file = lru_cache(maxsize=64)(streamfile.parse_file)  # each client of a process finds the same files
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A declared family: the stream of its jobs, how messages are recognised, its lanes, journal and limits.
-
-    An inbox family (``role == "inbox"``) has mailboxes instead of lanes, and neither priorities nor a journal.
-    `replicas` and `max_msgs_per_subject` are those of its stream; the latter is the capacity of one lane or mailbox.
-    """
-
-    name: str
-    role: Literal["work", "inbox"]
-    file: str
-    stream: str
-    default_kind: str
-    priorities: tuple[str, ...]  # highest first
-    lanes: Literal["tenant", "shared"]
-    lane_storage: Literal["file", "memory"]
-    journal: str | None
-    journal_ttl_s: float | None  # retention of results; None: that of the journal stream
-    chunk_ttl_s: float | None  # retention of chunks and progress; None: that of the journal stream
-    key: str | None  # the message field, and header, that contains the caller's job id
-    limit_key: str | None  # the message field by whose values limits are told apart; None: the family has no limits
-    header_fields: tuple[str, ...]  # message fields that a header of the same name may state, and must not contradict
-    aliases: Mapping[str, str] = field(hash=False)  # a foreign envelope's message_type -> kind
-    schema_versions: tuple[str, ...]
-    ack_wait_s: float
-    max_ack_pending: int
-    max_deliver: int
-    inactive_threshold_s: float
-    max_msgs_per_subject: int
-    replicas: int
-    claim: bool  # of several messages with one id, only one is run
-    fingerprint: tuple[str, ...] | None  # an id is of one body, in which these fields do not count; None: of any
-    reply_within_s: float | None  # how long a responder waits for a result; None: the family has no responder
-    tenants: Mapping[str, Mapping[str, Any]] = field(hash=False)  # tenant -> weight, max_ack_pending, if declared
-
-    def weight(self, tenant: str) -> float:
-        """Return a tenant's weight for the fair share within a priority, among tenants with queued jobs. Default 1."""
-        weight: float = self.tenants.get(tenant, {}).get("weight", 1.0)
-        return weight
-
-    def wished(self, priority: str, requested: str) -> str:
-        """Return the priority of a job in a lane of `priority` whose header requests another one. Only in the lane of
-        the bare subject a header counts.
-        """
-        return requested if priority == subjects.NORMAL and requested in self.priorities else priority
-
-    def is_demotion(self, priority: str, wished: str) -> bool:
-        """Return whether a job in a lane of `priority` has to move for that it `wished` for another one.
-
-        Only downwards: at the head of its lane, moving up gains nothing.
-        """
-        return self.priorities.index(wished) > self.priorities.index(priority)
-
-    def advise_to_set(self, key: str) -> str:
-        """Return what to do to set a key of the family, for an error. A bundled family cannot be changed."""
-        if Path(self.file).parent == bundled_directory():
-            return f"declare a family of your own with {key}, because a bundled one cannot be changed"
-        return f"set {key} in {self.file}"
-
-    def takes_keys(self, listed: Collection[str]) -> bool:
-        """Return whether a stream that takes these subjects takes this family's jobs into lanes of limited keys."""
-        return subjects.lane(self.name, "*", subjects.NORMAL, "*") in listed
-
-    def lane_name(self, tenant: str, priority: str, key: str = "") -> str:
-        """Return the durable name of a lane's consumer: ``acme-normal``, or ``normal`` if all tenants share the lane.
-        That of a limited key ends with ``=`` and the hashed key.
-
-        Raises InvalidToken for the tenant, BadInput for a priority that the family does not have.
-        """
-        return lane_name(*self._lane(tenant, priority, key)[1:])
-
-    def lane_of(self, consumer: str) -> subjects.Lane | None:
-        """Return the lane of a consumer's name (tenant ``*``: all), None for a name that `lane_name` never returns."""
-        name, equals, key = consumer.partition("=")
-        tenant, dash, priority = name.rpartition("-")
-        if equals and not (self.limit_key and subjects.TOKEN.fullmatch(key)):
-            return None
-        if priority not in self.priorities or bool(dash) == (self.lanes == "shared"):
-            return None
-        if dash and not subjects.TOKEN.fullmatch(tenant):
-            return None
-        return subjects.Lane(self.name, tenant or "*", priority, key)
-
-    def lane_config(self, tenant: str, priority: str, key: str = "") -> dict[str, Any]:
-        """Return the configuration of a lane's consumer for the JetStream API. Raises what `lane_name` raises.
-
-        Without num_replicas: a work queue's consumer must have as many replicas as its stream.
-        """
-        lane = self._lane(tenant, priority, key)
-        return {
-            "durable_name": lane_name(*lane[1:]),
-            "filter_subject": subjects.lane(*lane),
-            "ack_policy": "explicit",
-            "mem_storage": self.lane_storage == "memory",
-            **self.lane_limits(lane.tenant),
-        }
-
-    def lane_limits(self, tenant: str) -> dict[str, int]:
-        """Return the part of `lane_config` that can be changed while the lane is in use. Durations are nanoseconds."""
-        declared = self.tenants.get(tenant, {})
-        return {
-            "ack_wait": round(self.ack_wait_s * _NS),
-            "max_ack_pending": declared.get("max_ack_pending", self.max_ack_pending),
-            "max_deliver": self.max_deliver,
-            "inactive_threshold": round(self.inactive_threshold_s * _NS),
-        }
-
-    def _lane(self, tenant: str, priority: str, key: str) -> subjects.Lane:
-        if priority not in self.priorities:
-            known = f"it has {', '.join(self.priorities)}" if self.priorities else "it is an inbox and has no lanes"
-            raise BadInput(f"{self.name} has no priority {priority!r}: {known}")
-        if self.lanes == "shared":
-            return subjects.Lane(self.name, "*", priority)
-        return subjects.Lane(self.name, subjects.token("tenant", tenant), priority, key)
-
-
-def lane_name(tenant: str, priority: str, key: str = "") -> str:
-    """Return the consumer's name of a lane, of one tenant or shared (tenant ``*``), perhaps of a limited key.
-
-    A priority contains no "-" and the name of a tenant's lane always does, so names never collide.
-    """
-    name = priority if tenant == "*" else f"{tenant}-{priority}"
-    return f"{name}={key}" if key else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,43 +38,80 @@ class StreamSpec:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """All declared families and streams, for one profile."""
+    """All declared families and streams, for one profile and size.
+
+    `stated` is the setting `families`, None if all default ones are declared; `left_out` are the families of the stream
+    files that it does not name.
+    """
 
     profile: str
+    size: str
     families: Mapping[str, Family] = field(hash=False)
     streams: Mapping[str, StreamSpec] = field(hash=False)
+    stated: Stated[Sequence[str]] | None = field(default=None, hash=False)
+    left_out: Sequence[str] = field(default=(), hash=False)
 
     @classmethod
-    def load(cls, *directories: Path, profile: str = "single") -> Self:
+    def of(cls, settings: Settings) -> Self:
+        """Return the topology that the settings declare. Raises TopologyError."""
+        families, laid_over = settings.families, settings.overlay
+        return cls.load(
+            *([settings.streams] if settings.streams else ()),
+            profile=settings.profile,
+            size=settings.size,
+            families=None if families is None else Stated(families, *settings.place("families")),
+            laid_over=Stated(laid_over, *settings.place("overlay")) if laid_over else None,
+        )
+
+    @classmethod
+    def load(cls, *directories: Path, **chosen: Any) -> Self:
         """Load the bundled files, then those of `directories`, which add families but cannot change bundled ones.
 
-        `profile` is "single" (one server) or "cluster" (three replicas). Raises TopologyError.
+        `chosen` are the options of `build`. Raises TopologyError.
         """
-        files = [path for root in list_directories(*directories) for path in _list_files(root)]
-        return cls.build(((str(path), _read_text(path)) for path in files), profile=profile)
+        files = [path for root in list_directories(*directories) for path in list_files(root)]
+        return cls.build(((str(path), read_text(path)) for path in files), **chosen)
 
     @classmethod
-    def build(cls, files: Iterable[tuple[str, str]], *, profile: str = "single") -> Self:
-        """Build the topology from (file name, TOML text) pairs, in this order. Raises TopologyError."""
-        if profile not in PROFILES:
-            raise TopologyError("topology", "profile", f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
-        declared = [_parse_file(file, text, profile) for file, text in files]
-        families: dict[str, Family] = {}
-        for each in declared:
-            if each.family:
-                family = _make_family(each)
-                _add(families, family, each.file, "family.name")
-        _require_disjoint(families)
-        streams: dict[str, StreamSpec] = {}
-        for each in declared:
-            _add(streams, _make_stream_spec(each, families), each.file, "stream.name")
-        for role in get_args(Role):
-            if role not in ("work", "inbox"):
-                _require_one_stream(role, streams)
-        kept_ns = next(each for each in streams.values() if each.role == "journal").config["max_age"]
-        for family in families.values():
-            _check_retention(family, kept_ns / _NS)
-        return cls(profile, families, streams)
+    def build(
+        cls,
+        files: Iterable[tuple[str, str]],
+        *,
+        profile: str = "single",
+        size: str = "medium",
+        families: Stated[Sequence[str]] | None = None,
+        laid_over: Stated[Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """Build the topology from (file name, TOML text) pairs, in this order.
+
+        - `profile`: "single" (one server) or "cluster" (three replicas). `size`: how large the streams may grow.
+        - `families`: the families to declare, optional ones too. None: those of the files.
+        - `laid_over`: tables of `overlay`, by family or by role, whose keys replace those of the files.
+
+        Raises TopologyError.
+        """
+        for key, value, known in (("profile", profile, PROFILES), ("size", size, SIZES)):
+            if value not in known:
+                raise TopologyError("topology", key, f"unknown {key} {value!r}; known: {', '.join(known)}")
+        declared = [parse_cached(file, text, profile, size) for file, text in files]
+        default = {each.family["name"] for each in declared if each.family}
+        optional = overlay.parse_needed(declared, families, laid_over, profile=profile, size=size)
+        chosen = default if families is None else choose(declared, optional, families)
+        if laid_over is not None:
+            declared, optional = overlay.lay_over(declared, optional, laid_over, size=size)
+        declared = [_answering(each, chosen) for each in [*declared, *optional] if is_declared(each, chosen)]
+        with overlay.placed(declared, laid_over):
+            found = _make_families(declared)
+            streams: dict[str, StreamSpec] = {}
+            for each in declared:
+                _add(streams, _make_stream_spec(each, found), each.file, "stream.name")
+            for role in get_args(Role):
+                if role not in ("work", "inbox"):
+                    _require_one_stream(role, streams, may_lack=role in WITH_FAMILIES)
+            kept_ns = next(each for each in streams.values() if each.role == "journal").config["max_age"]
+            for family in found.values():
+                check_retention(family, kept_ns / _NS)
+        return cls(profile, size, found, streams, families, tuple(sorted(default - chosen)))
 
     @property
     def work_families(self) -> tuple[Family, ...]:
@@ -267,89 +184,36 @@ class Topology:
         for each in self.families.values():
             if each.role == "inbox":
                 return each
-        raise UnknownFamily("agent.message", tuple(sorted(self.families)))
+        raise self._unknown("agent.message")
 
     def family(self, name: str) -> Family:
         """Return the family of this name. Raises UnknownFamily, which lists the declared ones."""
         try:
             return self.families[name]
         except (KeyError, TypeError):  # TypeError: a list, or something else that cannot be a key
-            raise UnknownFamily(name, tuple(sorted(self.families))) from None
+            raise self._unknown(name) from None
 
     def family_of_kind(self, kind: str) -> Family | None:
         """Return the family whose default_kind is `kind`, None if there is none."""
         return next((each for each in self.families.values() if each.default_kind == kind), None)
 
+    def has(self, role: Role) -> bool:
+        """Whether a stream of the role is declared. Some are only beside the families that use them."""
+        return any(each.role == role for each in self.streams.values())
+
+    def advice(self, name: object) -> str:
+        """Return which setting would declare a family that is not declared. Empty: no file knows this family."""
+        return advise(name, self.left_out, self.stated)
+
     def _by_role(self, role: Role) -> StreamSpec:
-        return next(each for each in self.streams.values() if each.role == role)
+        for each in self.streams.values():
+            if each.role == role:
+                return each
+        raise self._unknown(WITH_FAMILIES[role][0])
 
-
-def bundled_directory() -> Path:
-    """Return the directory of the bundled files: inside the package if installed, else in the root of the checkout."""
-    here = Path(__file__).resolve().parent.parent
-    for directory in (here / "streams", here.parent / "streams"):
-        if directory.is_dir():
-            return directory
-    raise TopologyError(str(here / "streams"), "", "the bundled stream files are missing: reinstall aiqueue")
-
-
-def list_directories(*directories: Path) -> list[Path]:
-    """Return the directories of stream files and rules of limits: the bundled one, and the given ones."""
-    bundled = bundled_directory()
-    return [bundled, *(each for each in directories if each.resolve() != bundled.resolve())]
-
-
-def _list_files(directory: Path) -> list[Path]:
-    """List the stream files of a directory, sorted by name. Skips hidden files, which editors create, and the rules of
-    limits, models of the gateway and settings of retrieval, which lie beside the streams.
-    """
-    if not directory.is_dir():
-        raise TopologyError(str(directory), "", "no such directory")
-    files = sorted(path for path in directory.glob("*.toml") if not path.name.startswith("."))
-    if not files:
-        raise TopologyError(str(directory), "", "contains no *.toml file")
-    return [path for path in files if path.name not in _OTHER_FILES]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TopologyError(str(path), "", f"cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise TopologyError(str(path), "", f"is not UTF-8 (byte {error.start})") from None
-
-
-def _make_family(declared: StreamFile) -> Family:
-    given, work = declared.family, declared.role == "work"
-    return Family(
-        name=given["name"],
-        role="work" if work else "inbox",
-        file=declared.file,
-        stream=declared.stream["name"],
-        default_kind=given["default_kind"],
-        priorities=given.get("priorities", _PRIORITIES) if work else (),
-        lanes=given.get("lanes", "tenant"),
-        lane_storage=given.get("lane_storage", "file"),
-        journal=given.get("journal", f"ai.{given['name']}-results") if work else None,
-        journal_ttl_s=_seconds(given.get("journal_ttl")),
-        chunk_ttl_s=_seconds(given.get("chunk_ttl", given.get("journal_ttl"))),
-        key=given.get("key"),
-        limit_key=given.get("limit_key"),
-        header_fields=given.get("header_fields", ()),
-        aliases=given.get("aliases", {}),
-        schema_versions=given.get("schema_versions", _SCHEMA_VERSIONS),
-        ack_wait_s=declared.consumer["ack_wait"] / _NS,
-        max_ack_pending=declared.consumer["max_ack_pending"],
-        max_deliver=declared.consumer["max_deliver"],
-        inactive_threshold_s=declared.consumer["inactive_threshold"] / _NS,
-        max_msgs_per_subject=declared.stream["max_msgs_per_subject"],
-        replicas=declared.stream["num_replicas"],
-        claim=given.get("claim", False),
-        fingerprint=given.get("fingerprint"),
-        reply_within_s=given["reply_within"] / _NS if "reply_within" in given else None,
-        tenants=given.get("tenants", {}),
-    )
+    def _unknown(self, name: str) -> UnknownFamily:
+        advice = self.advice(name)
+        return UnknownFamily(name, tuple(sorted(self.families)), f"; {advice}" if advice else "")
 
 
 _SUBJECTS: Mapping[Role, list[str]] = {  # of streams that no name or family decides on
@@ -381,10 +245,10 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
         case "journal":
             # Five tokens only. On the bare subjects responders answer; a stream there would answer with its PubAck.
             roots = [each.journal for each in families.values() if each.journal]
-            config["subjects"] = [subjects.journal(root, "*", "*") for root in roots]
+            config["subjects"] = [subjects.journal(root, "*", "*") for root in roots] or [config["name"]]
         case "stranded":
             work = [each.stream for each in families.values() if each.role == "work"]
-            config["subjects"] = [subjects.stranded(each) for each in work]
+            config["subjects"] = [subjects.stranded(each) for each in work] or [config["name"]]
         case "presence" | "schedules" | "limits" | "api_keys" | "batches":
             config["subjects"] = [subjects.bucket(config["name"])]
             if dest := REPEATED.get(declared.role):
@@ -396,23 +260,23 @@ def _make_stream_spec(declared: StreamFile, families: Mapping[str, Family]) -> S
     return StreamSpec(config["name"], declared.role, declared.file, config)
 
 
-def _seconds(nanoseconds: int | None) -> float | None:
-    return None if nanoseconds is None else nanoseconds / _NS
+def _make_families(declared: Iterable[StreamFile]) -> dict[str, Family]:
+    """Return the families of the stream files. Raises TopologyError if two of them do not go together."""
+    families: dict[str, Family] = {}
+    for each in declared:
+        if each.family:
+            family = make_family(each)
+            _add(families, family, each.file, "family.name")
+    require_disjoint(families)
+    return families
 
 
-def _check_retention(family: Family, kept_s: float) -> None:
-    """Refuse TTLs that would have no effect, or that would let an ended job run again."""
-    ttl_s, chunk_s = family.journal_ttl_s, family.chunk_ttl_s
-    if ttl_s is not None and ttl_s < 2 * family.ack_wait_s:
-        problem = "must be at least twice the ack_wait, because a job whose ack was lost is redelivered"
-        raise TopologyError(family.file, "family.journal_ttl", problem)
-    for key, value in (("journal_ttl", ttl_s), ("chunk_ttl", chunk_s)):
-        if value is not None and 0 < kept_s < value:
-            raise TopologyError(
-                family.file, f"family.{key}", f"must not exceed max_age of the journal stream, {kept_s:g} s"
-            )
-    if ttl_s is not None and chunk_s is not None and chunk_s > ttl_s:
-        raise TopologyError(family.file, "family.chunk_ttl", "must not exceed journal_ttl")
+def _answering(declared: StreamFile, chosen: set[str]) -> StreamFile:
+    """Return a stream file whose family answers requests if the subject of its answers is among the chosen names."""
+    name = declared.family.get("name")
+    if name is None or "reply_within" in declared.family or not any(ANSWERS.get(each) == name for each in chosen):
+        return declared
+    return replace(declared, family={**declared.family, "reply_within": ANSWER_WITHIN_NS})
 
 
 def _add(known: dict[str, Any], declared: Family | StreamSpec, file: str, key: str) -> None:
@@ -420,30 +284,9 @@ def _add(known: dict[str, Any], declared: Family | StreamSpec, file: str, key: s
         raise TopologyError(file, key, f"{declared.name!r} is already declared in {other.file}")
 
 
-def _require_disjoint(families: Mapping[str, Family]) -> None:
-    """Refuse a journal or default kind that two families share, and a journal on a family's subjects."""
-    journals: dict[str, Family] = {}
-    kinds: dict[str, Family] = {}
-    for family in families.values():
-        other = kinds.setdefault(family.default_kind, family)
-        if other is not family:
-            problem = f"{family.default_kind!r} is already the default kind of {other.name} in {other.file}"
-            raise TopologyError(family.file, "family.default_kind", problem)
-        if family.journal is None:
-            continue
-        other = journals.setdefault(family.journal, family)
-        if other is not family:
-            problem = f"{family.journal!r} is already the journal of {other.name} in {other.file}"
-            raise TopologyError(family.file, "family.journal", problem)
-        taken = families.get(family.journal.removeprefix("ai."))
-        if taken:
-            problem = f"{family.journal!r} is the subject of family {taken.name} in {taken.file}"
-            raise TopologyError(family.file, "family.journal", problem)
-
-
-def _require_one_stream(role: str, streams: Mapping[str, StreamSpec]) -> None:
+def _require_one_stream(role: str, streams: Mapping[str, StreamSpec], *, may_lack: bool) -> None:
     found = [each for each in streams.values() if each.role == role]
-    if not found:
+    if not found and not may_lack:
         raise TopologyError("topology", "role", f"no file declares the {role} stream")
     if len(found) > 1:
         raise TopologyError(found[1].file, "role", f"the {role} stream is already declared in {found[0].file}")

@@ -9,14 +9,15 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, NoReturn, get_args
 
 from .. import subjects
 from ..errors import TopologyError
 from ..job import KIND
-from .values import ITEMS_MAX, Check, count, flag, list_of, matching, nanoseconds, one_of, size, wrong
+from .values import ITEMS_MAX, Check, by_size, count, flag, list_of, matching, nanoseconds, one_of, size, wrong
 
 Role = Literal[
     "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits",
@@ -116,7 +117,7 @@ _STREAM: dict[str, Check] = {
     "max_msgs": count(unlimited=True),
     "max_msgs_per_subject": count(unlimited=True),
     "max_msg_size": size,
-    "max_bytes": size,
+    "max_bytes": by_size,
     "max_age": nanoseconds(0.1, zero=True),
     "max_consumers": count(),  # -1 would not lift the server's default limit of 1,000
     "duplicate_window": nanoseconds(0.1),
@@ -180,7 +181,7 @@ _FIXED: dict[Role, dict[str, Any]] = {
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
-    "max_bytes": 2**30,
+    "max_bytes": {"small": 2**26, "medium": 2**30, "large": 2**32},
     "max_consumers": 10_000,
     "duplicate_window": 600 * 10**9,
     "allow_direct": True,
@@ -221,7 +222,7 @@ _CONSUMER_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class StreamFile:
-    """The contents of one file, for one profile.
+    """The contents of one file, for one profile and size.
 
     `family` and `consumer` are empty for a stream without a family, such as documents. `stream` and `consumer` have
     the form of the JetStream API, and are complete except for the computed subjects.
@@ -234,8 +235,8 @@ class StreamFile:
     consumer: Mapping[str, Any]
 
 
-def parse_file(file: str, text: str, profile: str = "single") -> StreamFile:
-    """Parse `text`; `file` is its name for errors. All profiles are checked, also those not used.
+def parse_file(file: str, text: str, profile: str = "single", size: str = "medium") -> StreamFile:
+    """Parse `text`; `file` is its name for errors. All profiles and sizes are checked, also those not used.
 
     Raises TopologyError, which names file and key.
     """
@@ -250,21 +251,63 @@ def parse_file(file: str, text: str, profile: str = "single") -> StreamFile:
     if families:
         family = _check_table(file, "family", raw.get("family"), _INBOX_FAMILY if role == "inbox" else _WORK_FAMILY)
         _require_keys(file, "family", family, "name", "default_kind")
-        if "limit_key" in family and family.get("lanes") == "shared":
-            problem = 'cannot be combined with lanes = "shared": an exhausted key would hold up all others'
-            raise TopologyError(file, "family.limit_key", problem)
-        if "fingerprint" in family and not family.get("claim"):
-            raise TopologyError(file, "family.fingerprint", "requires claim = true: other families run an id again")
+        _check_family(family, lambda key: (file, f"family.{key}"))
     stream = _check_stream_table(file, "stream", raw.get("stream"), _STREAM)
     _require_keys(file, "stream", stream, "name")
     consumer = _check_table(file, "consumer", raw.get("consumer", {}), _CONSUMER)
     overrides = _check_profiles(file, raw.get("profile", {}), with_consumer=families)
     merged = {}
     for each, (stream_over, consumer_over) in overrides.items():
-        config = _COMMON | _DEFAULTS[role] | _FIXED[role] | stream | stream_over
-        _check_stream(file, each, role, config, stream_over)
+        config = _pick_size(_COMMON | _DEFAULTS[role] | _FIXED[role] | stream | stream_over, size)
+        paths = {key: f"profile.{each}.stream.{key}" for key in stream_over}
+        _check_stream(role, config, lambda key, paths=paths: (file, paths.get(key, f"stream.{key}")))  # type: ignore[misc]
         merged[each] = (config, _CONSUMER_DEFAULTS | consumer | consumer_over if families else {})
     return StreamFile(file, role, family, *merged[profile])
+
+
+parse_cached = lru_cache(maxsize=64)(parse_file)  # each client of a process finds the same files
+
+
+def lay_over(declared: StreamFile, given: object, *, file: str, prefix: str, size: str) -> StreamFile:
+    """Return a stream file with the tables of an overlay in it: tables merge key by key, other values replace.
+
+    `file` and `prefix` say where the overlay is, for errors. Raises TopologyError.
+    """
+    has_family = declared.role in ("work", "inbox")
+    parts = ("family", "stream", "consumer") if has_family else ("stream",)
+    if isinstance(given, dict) and "role" in given:
+        _check_value(file, f"{prefix}.role", given["role"], _unchangeable)
+    tables = _check_table(file, prefix, given, dict.fromkeys(parts, lambda value: value))
+    fixed: dict[str, Check] = {"name": _unchangeable}
+    family, consumer = dict(declared.family), declared.consumer
+    if has_family:
+        checks = (_INBOX_FAMILY if declared.role == "inbox" else _WORK_FAMILY) | fixed
+        for key, value in _check_table(file, f"{prefix}.family", tables.get("family", {}), checks).items():
+            family[key] = _merge(family.get(key), value)
+        _check_family(family, lambda key: (file, f"{prefix}.family.{key}"))
+        consumer = {**consumer, **_check_table(file, f"{prefix}.consumer", tables.get("consumer", {}), _CONSUMER)}
+    checks = _STREAM | fixed | {"republish": _unchangeable}
+    stream = _check_table(file, f"{prefix}.stream", tables.get("stream", {}), checks)
+    config = _pick_size({**declared.stream, **stream}, size)
+    _check_stream(declared.role, config, lambda key: (file, f"{prefix}.stream.{key}"))
+    return replace(declared, family=family, stream=config, consumer=consumer)
+
+
+def _unchangeable(_: object) -> NoReturn:
+    raise ValueError("cannot be changed by an overlay: all programs on the server rely on it")
+
+
+def _merge(former: Any, value: Any) -> Any:
+    """Return a value of an overlay in place of the former one; tables are merged key by key."""
+    if not (isinstance(former, dict) and isinstance(value, dict)):
+        return value
+    return former | {key: _merge(former.get(key), each) for key, each in value.items()}
+
+
+def _pick_size(config: dict[str, Any], size: str) -> dict[str, Any]:
+    """Return a stream with the max_bytes of one size, where it has one for each."""
+    limit = config.get("max_bytes")
+    return config | {"max_bytes": limit[size]} if isinstance(limit, dict) else config
 
 
 def _parse_toml(file: str, text: str) -> dict[str, Any]:
@@ -348,13 +391,20 @@ def _check_profiles(
     return overrides
 
 
-def _check_stream(
-    file: str, profile: str, role: Role, stream: Mapping[str, Any], overridden: Mapping[str, Any]
-) -> None:
-    """Refuse what the server would refuse at apply, and what the role does not allow."""
+def _check_family(family: Mapping[str, Any], place: Callable[[str], tuple[str, str]]) -> None:
+    """Refuse keys that do not go together. `place`: the file and key of a key of the table, for errors."""
+    if "limit_key" in family and family.get("lanes") == "shared":
+        problem = 'cannot be combined with lanes = "shared": an exhausted key would hold up all others'
+        raise TopologyError(*place("limit_key"), problem)
+    if "fingerprint" in family and not family.get("claim"):
+        raise TopologyError(*place("fingerprint"), "requires claim = true: other families run an id again")
+
+
+def _check_stream(role: Role, stream: Mapping[str, Any], place: Callable[[str], tuple[str, str]]) -> None:
+    """Refuse what the server would refuse at apply, and what the role does not allow. `place` as in `_check_family`."""
 
     def refuse(key: str, problem: str) -> NoReturn:
-        raise TopologyError(file, f"profile.{profile}.stream.{key}" if key in overridden else f"stream.{key}", problem)
+        raise TopologyError(*place(key), problem)
 
     if role == "documents" and not stream["name"].startswith(subjects.OBJECTS):
         refuse("name", f"must start with {subjects.OBJECTS} for a documents stream, which is an object store")

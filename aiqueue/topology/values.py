@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from .. import units
 
+SIZES = ("small", "medium", "large")  # of a deployment: the setting `size`
 _INT64_MAX = 2**63 - 1
 _DURATION_MAX_S = 100 * 365 * 86400  # int64 nanoseconds end at 292 years
 ITEMS_MAX = 32
@@ -92,6 +93,15 @@ def size(value: object) -> int:
     if not (0 < size <= _INT64_MAX or value == -1):
         wrong(expected, value)
     return size
+
+
+def by_size(value: object) -> int | dict[str, int]:
+    """Check a size in bytes that is the same in each of SIZES, or a table with one for each."""
+    if not isinstance(value, dict):
+        return size(value)
+    if value.keys() != set(SIZES):
+        wrong(f"a size, or a table with a size for {', '.join(SIZES)}", value)
+    return {name: size(value[name]) for name in SIZES}
 
 
 def nanoseconds(least_s: float, *, zero: bool = False) -> Check:

@@ -74,6 +74,7 @@ class Worker:
     """
 
     child_lifespan: Lifespan | None = None  # of a subclass: entered by child processes in place of `lifespan`
+    optional_families: Collection[str] = ()  # of a subclass: their handlers count only where the family is declared
 
     def __init__(
         self,
@@ -332,7 +333,8 @@ class Worker:
         """Return the families whose jobs this worker takes, sorted. Raises BadInput, UnknownFamily."""
         if not self._handlers:
             raise BadInput("this worker has no handlers: register one with @worker.handle(YourMessage)")
-        handled = {family for family, _ in self._handlers}
+        known = client.topology.families
+        handled = {family for family, _ in self._handlers if family in known or family not in self.optional_families}
         wanted = handled if self.families is None else set(self.families)
         for name in sorted(handled | wanted):
             if client.topology.family(name).role != "work":
@@ -344,7 +346,7 @@ class Worker:
             )
         if not wanted & handled:
             raise BadInput(f"no handler is registered for {', '.join(sorted(wanted))}")
-        for each in self.handlers:
+        for each in (each for each in self.handlers if each.key[0] in handled):
             family = client.topology.family(each.key[0])
             if each.cost is not None and family.limit_key is None:
                 raise BadInput(

@@ -112,8 +112,13 @@ UNKNOWN = [
     ("ai.agent.results.acme", r"use ai\.agent\.results\.\{tenant\}\.\{task_id\}\."),  # it answers no requests
     ("ai.tasks.acme", r"use ai\.agent\.tasks\.\{tenant\} or"),
     ("ai.dead.agent.task.acme.t-1", r"docs/wire-contract\.md has the forms of ai\.dead"),
+    ("ai.agent.results.acme", r"To request answers: agent\.results is optional: set families to"),
     (
         "ai.llmops.operations.acme",
+        r'llmops\.operations is optional: set families to \["default", "llmops\.operations"\]',
+    ),
+    (
+        "ai.mycompany.operators.acme",
         "begin with ai.agent.message, ai.agent.tasks, ai.gateway.batches, ai.gateway.requests, ai.rag.ingest, ai.r",
     ),
     ("ai.mycompany.events", "own must not begin with `ai.`; families of your own are declared in stream files"),

@@ -19,7 +19,7 @@ from aiqueue.errors import BadInput, NotFound, TopologyError
 from aiqueue.inspect import Finding, LimitStats, Subject, examine, stats
 from aiqueue.lanes import WorkerRecords
 from aiqueue.limits import Limiter
-from aiqueue.topology import declared, provision
+from aiqueue.topology import files, provision
 
 from ..limits.provider import FAMILY, NAME
 from ..support import Account, eventually
@@ -133,9 +133,9 @@ def test_rules_beside_the_bundled_streams_are_read_once_also_if_their_directory_
     streams: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in an installation, or a checkout, whose own files were changed."""
-    for file in declared.bundled_directory().glob("*.toml"):
+    for file in files.bundled_directory().glob("*.toml"):
         (streams / file.name).write_text(file.read_text())
-    monkeypatch.setattr(declared, "bundled_directory", lambda: streams)
+    monkeypatch.setattr(files, "bundled_directory", lambda: streams)
     for named_too in (None, streams, streams / "." / ".." / streams.name):
         assert len(aiqueue.connect("nats://127.0.0.1:1", streams=named_too).limit_rules.declared) == 2
 
@@ -414,7 +414,7 @@ async def test_the_commands_pause_and_resume_a_key(client: aiqueue.Client, run: 
         (["limits", "set", NAME, "k", "--cost", "nan"], "cost: must be a number above 0"),
         (["limits", "set", NAME, "k", "--requests", "0"], "requests: must be a whole number from 1"),
         (["limits", "set", NAME, "k", "--requests", "1", "--tenant", "a", "--each-tenant"], "give one of them"),
-        (["limits", "set", "agent.tasks", "k", "--requests", "1"], "declare a family of your own with limit_key"),
+        (["limits", "set", "agent.tasks", "k", "--requests", "1"], "set limit_key in aiqueue.toml, below [overlay"),
         (["limits", "ls", "no.such"], "unknown family 'no.such'"),
         (["limits", "unset", "no.such", "k"], "unknown family 'no.such'"),
         (["limits", "unset", NAME, "k", "--tenant", "a.b"], "tenant 'a.b'"),

@@ -74,9 +74,9 @@ async def private_client(
     are there. `more`: settings of the demo's own.
     """
     other_server = ("url", "context", "user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key")
-    none = dict.fromkeys((*other_server, "tls_hostname", "inbox_prefix", "streams"))
+    none = dict.fromkeys((*other_server, "tls_hostname", "inbox_prefix", "streams", "families"))
     here = {"directory": directory / DIRECTORY, "embedded": "auto"}
-    ours = {**here, "profile": "single", "tls_handshake_first": False, **more}
+    ours = {**here, "profile": "single", "size": "medium", "overlay": {}, "tls_handshake_first": False, **more}
     with contextlib.ExitStack() as held:
 
         def start() -> None:

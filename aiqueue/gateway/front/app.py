@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ... import subjects
 from ...errors import AIQueueError
 from .. import sse
+from ..batches import GatewayBatch
 from . import batches, chat, embeddings, files, health, models
 from .authentication import Authentication
 from .bodies import ClientGone, Incoming
@@ -31,7 +32,11 @@ _EVENTS: Final = f"{sse.MEDIA_TYPE}; charset=utf-8".encode()
 
 def build_app(front: Front) -> Starlette:
     """Return the application. Its errors have OpenAI's shape, and every response has `x-request-id`."""
-    parts = (health, models, chat, embeddings, files, batches)
+    parts = [health, models, chat, embeddings]
+    if front.client.topology.has("batches"):
+        parts += [files, batches]
+    else:
+        log.info("files and batches are not served: %s", front.client.topology.advice(GatewayBatch.aiq_family))
     app = Starlette(
         routes=[route for part in parts for route in part.routes(front)],
         middleware=[Middleware(RequestId), Middleware(Authentication, front=front)],

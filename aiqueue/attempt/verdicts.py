@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 from ..units import Backoff
 from .handler import Handler
-from .outcome_types import Raised
+from .outcome_types import Raised, Refused
+
+DEADLINE_PASSED = Refused("deadline", "its deadline passed before it was run")
 
 
 def delay_after(

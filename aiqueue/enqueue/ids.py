@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self, get_args
+from typing import NamedTuple, Protocol, Self, get_args
 from uuid import UUID
 
 from .. import headers, subjects
-from ..connection import ServerClock
 from ..errors import BadInput
 from ..job import Message
 from ..subjects import OnDuplicate
@@ -15,6 +14,12 @@ from ..topology import Family
 ON_DUPLICATE: tuple[OnDuplicate, ...] = get_args(OnDuplicate)
 
 _MSG_ID_STARTS = f"NATS/1.0\r\n{headers.MSG_ID}: ".encode()
+
+
+class HasOffset(Protocol):
+    """A clock: `offset_ms` is the server's clock less the local one."""
+
+    offset_ms: int
 
 
 class JobId(NamedTuple):
@@ -31,11 +36,11 @@ class FreshId(str):
     __slots__ = ()
 
     @classmethod
-    def make(cls, clock: ServerClock) -> Self:
+    def make(cls, clock: HasOffset) -> Self:
         return cls(subjects.new_id(clock.offset_ms))
 
 
-def resolve_job_id(family: Family, message: Message, unique: str | None, clock: ServerClock) -> JobId:
+def resolve_job_id(family: Family, message: Message, unique: str | None, clock: HasOffset) -> JobId:
     """Return the job's id: by `unique`, or by the family's key in the message. Raises BadInput (InvalidToken).
 
     Otherwise the id is new, and holds the time by the server's clock.

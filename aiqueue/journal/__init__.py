@@ -5,7 +5,7 @@ May not know who runs a job, or where it is stored.
 
 from __future__ import annotations
 
-from .checkpoints import Checkpoints, LargeSteps, StepNames, decode_step, encode_call, encode_step
+from .checkpoints import CALLS_MAX, Checkpoints, LargeSteps, StepNames, decode_step, encode_call, encode_step
 from .children import (
     CHILDREN_MAX,
     LOST,
@@ -40,9 +40,44 @@ from .stream_items import StreamItem
 from .writer import WRITE_TRIES_MAX, ResultHeaders, Retention, Writer
 
 __all__ = [
-    "CANCELLED", "CHILDREN_MAX", "EMPTY_RECORD", "FAILED", "LIVE", "LOST", "PROGRESS", "RESULT", "RETRY", "STARTED",
-    "TRIAL", "WHILE_RUNNING", "WRITE_TRIES_MAX", "Checkpoints", "ChildEnd", "ChildEnds", "ChildRecord", "EndsRecord",
-    "Entry", "Journal", "LargeSteps", "ResultHeaders", "Retention", "RunRecord", "StepNames", "StreamItem", "WakeAt",
-    "Writer", "children_of_entry", "decode_step", "encode_call", "encode_step", "entry_from_live", "entry_from_stored",
-    "follow", "follow_batches", "is_over", "wait_for_outcome",
+    "CALLS_MAX",
+    "CANCELLED",
+    "CHILDREN_MAX",
+    "EMPTY_RECORD",
+    "FAILED",
+    "HEADERS_BYTES",
+    "LIVE",
+    "LOST",
+    "PROGRESS",
+    "RESULT",
+    "RETRY",
+    "STARTED",
+    "TRIAL",
+    "WHILE_RUNNING",
+    "WRITE_TRIES_MAX",
+    "Checkpoints",
+    "ChildEnd",
+    "ChildEnds",
+    "ChildRecord",
+    "EndsRecord",
+    "Entry",
+    "Journal",
+    "LargeSteps",
+    "ResultHeaders",
+    "Retention",
+    "RunRecord",
+    "StepNames",
+    "StreamItem",
+    "WakeAt",
+    "Writer",
+    "children_of_entry",
+    "decode_step",
+    "encode_call",
+    "encode_step",
+    "entry_from_live",
+    "entry_from_stored",
+    "follow",
+    "follow_batches",
+    "is_over",
+    "wait_for_outcome",
 ]  # fmt: skip

@@ -11,16 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .clients import client, environment
+    from .performed import Performed, PerformedChild
+    from .performing import perform
+    from .recorder import document
     from .server import AccountServer, ServerAccount
 
 _MODULE_OF = {
     "AccountServer": "server",
+    "Performed": "performed",
+    "PerformedChild": "performed",
     "ServerAccount": "server",
     "client": "clients",
+    "document": "recorder",
     "environment": "clients",
+    "perform": "performing",
 }
 
-__all__ = ["AccountServer", "ServerAccount", "client", "environment"]
+__all__ = [
+    "AccountServer", "Performed", "PerformedChild", "ServerAccount", "client", "document", "environment", "perform",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

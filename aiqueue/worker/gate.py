@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import attempt, headers
-from ..attempt import AlreadyEnded, Interrupted, KindPaused, Outcome, Refused
+from ..attempt import AlreadyEnded, Interrupted, KindPaused, Outcome
 from ..connection import HEADERS_MAX, Connection
 from ..lanes import ActivePauses, Delivery
 from .opening import OpenedJob
@@ -35,7 +35,7 @@ class Gate:
             return wrong_lane
         has_waited = headers.GATHER in opened.raw.headers  # for its children: it has started in time
         if not has_waited and attempt.is_past_deadline(opened.raw, now):
-            return Refused("deadline", "its deadline passed before it was run")
+            return attempt.DEADLINE_PASSED
         return self.find_pause(delivery, opened)
 
     def find_pause(self, delivery: Delivery, opened: OpenedJob) -> Outcome | None:

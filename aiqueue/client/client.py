@@ -29,7 +29,7 @@ from ..enqueue import (
 )
 from ..errors import AIQueueError, BadInput
 from ..inspect import find_job
-from ..job import JobSpec, Message, check_model
+from ..job import JobSpec, MakeHeaders, Message, check_make_headers, check_model
 from ..journal import Journal
 from ..mailbox import Inboxes
 from ..payload import R
@@ -55,7 +55,9 @@ NOT_OPEN = "the client is not open: use `async with aiqueue.connect() as client:
 class Client(ScheduleCalls):
     """A connection to the queue. Create it with `connect`, and use it as an async context manager."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, headers: MakeHeaders | None = None) -> None:
+        check_make_headers(headers)
+        self.make_headers = headers
         self.settings = settings
         self.topology = Topology.of(settings)
         self._declared_limits = load_declared(self.topology, *([settings.streams] if settings.streams else ()))
@@ -139,7 +141,7 @@ class Client(ScheduleCalls):
             raise
         self._connection = connection
         key_lanes = KeyLanes(connection, self.topology, lambda: self.limit_rules)
-        self._producer = Producer(connection, self.topology, key_lanes)
+        self._producer = Producer(connection, self.topology, key_lanes, self.make_headers)
         self._for_handles = self.journal, self.cancels
         close_in_forks(self)
         return self
@@ -230,15 +232,9 @@ class Client(ScheduleCalls):
             )
         else:
             enqueued = await producer.enqueue(
-                message,
-                tenant=tenant,
-                priority=priority,
-                unique=unique,
-                extra=headers,
-                deadline=deadline,
-                on_full=on_full,
-                timeout_s=timeout_s,
-            )
+                message, tenant=tenant, priority=priority, unique=unique, extra=headers, deadline=deadline,
+                on_full=on_full, timeout_s=timeout_s,
+            )  # fmt: skip
         family = self.topology.family(message.aiq_family)
         return Handle(enqueued, family, journal, cancels, None if message.aiq_result is Any else type(message))
 
@@ -307,18 +303,9 @@ class Client(ScheduleCalls):
         if deadline is not None:
             parse_deadline("deadline", deadline, 0.0)
         resolve_due_at(delay, at, producer.clock)
+        timeout_s = parse_duration("timeout", timeout)
         options = BulkOptions(
-            tenant,
-            priority,
-            headers,
-            deadline,
-            delay,
-            at,
-            on_duplicate,
-            on_full,
-            window,
-            parse_duration("timeout", timeout),
-            progress,
+            tenant, priority, headers, deadline, delay, at, on_duplicate, on_full, window, timeout_s, progress
         )
 
         def make_handle(enqueued: Enqueued, template: JobTemplate) -> Handle:
@@ -430,14 +417,24 @@ def check_client(client: Any) -> None:
 
 
 def connect(
-    url: str | None = None, *, settings: Settings | None = None, **arguments: Unpack[SettingsOptions]
+    url: str | None = None,
+    *,
+    settings: Settings | None = None,
+    headers: MakeHeaders | None = None,
+    **arguments: Unpack[SettingsOptions],
 ) -> Client:
     """Return a client that is not open yet: ``async with aiqueue.connect() as client:``.
 
     `url` and `arguments` are those of `Settings`. What is not given comes from the environment, from ``aiqueue.toml``,
     or is the default. If no server address is found, the directory's embedded server is used.
-    Raises SettingsError, TopologyError.
+
+    `headers`: a plain function of the message, called where a job is enqueued, that returns headers for it, such as
+    those of a trace. It is called for each job of this client, and for the children of jobs of its workers; for a
+    schedule when the client adds it, or at each tick that a function makes a message for. Headers of the single call go
+    first. If the function raises, nothing is enqueued (BadInput).
+
+    Raises SettingsError, TopologyError, BadInput.
     """
     if settings is not None and (url is not None or arguments):
         raise BadInput("pass either settings= or single arguments, not both")
-    return Client(settings or Settings.load(url=url, **arguments))
+    return Client(settings or Settings.load(url=url, **arguments), headers)

@@ -12,7 +12,7 @@ from ..connection import Connection
 from ..enqueue import KeyLanes
 from ..errors import BadInput
 from ..inspect import ScheduleStats, describe_schedule, list_times, read_schedules
-from ..job import Message, make_child_spec
+from ..job import MakeHeaders, Message, make_child_spec
 from ..topology import Topology
 from ..units import Duration, Time, parse_duration, parse_time, whole_number
 from .limiting import name_user
@@ -41,10 +41,13 @@ class ClientSchedules:
     QueueFull, Unavailable.
     """
 
-    def __init__(self, connection: Connection, topology: Topology, key_lanes: KeyLanes) -> None:
+    def __init__(
+        self, connection: Connection, topology: Topology, key_lanes: KeyLanes, make_headers: MakeHeaders | None
+    ) -> None:
         self._connection = connection
         self._topology = topology
         self._key_lanes = key_lanes
+        self._make_headers = make_headers
 
     @property
     def engine(self) -> Schedules:
@@ -84,7 +87,7 @@ class ClientSchedules:
         """
         from ..schedules import ScheduleSpec  # noqa: PLC0415
 
-        child = make_child_spec("tick", message, deadline=deadline, headers=headers)
+        child = make_child_spec("tick", message, deadline=deadline, headers=headers, make_headers=self._make_headers)
         if child.documents:
             raise BadInput("a schedule's message cannot have documents, which expire: have its handler put them")
         spec = ScheduleSpec(
@@ -184,6 +187,8 @@ class ClientSchedules:
 class ScheduleCalls(PauseCalls):
     """The part of `Client` that schedules."""
 
+    make_headers: MakeHeaders | None
+
     @property
     def key_lanes(self) -> KeyLanes:
         raise NotImplementedError
@@ -193,4 +198,4 @@ class ScheduleCalls(PauseCalls):
         """Schedules: `add`, `get`, `list`, `remove`, `find_undeclared`, `prune`, `pause`, `resume`, `run_now`,
         `backfill`, `next_times`.
         """
-        return ClientSchedules(self.connection, self.topology, self.key_lanes)
+        return ClientSchedules(self.connection, self.topology, self.key_lanes, self.make_headers)

@@ -19,7 +19,7 @@ from ..documents import Source
 from ..enqueue import Item, OnFull
 from ..errors import AIQueueError, BadInput, Unavailable
 from ..inspect import JobStats, LimitStats, ScheduleStats
-from ..job import JobSpec, Message
+from ..job import JobSpec, MakeHeaders, Message
 from ..journal import StreamItem
 from ..lanes import Pause
 from ..payload import Document, R, R_co, SteppedGenerator, SyncDocumentReader
@@ -395,7 +395,11 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def connect_sync(
-    url: str | None = None, *, settings: Settings | None = None, **arguments: Unpack[SettingsOptions]
+    url: str | None = None,
+    *,
+    settings: Settings | None = None,
+    headers: MakeHeaders | None = None,
+    **arguments: Unpack[SettingsOptions],
 ) -> SyncClient:
     """Return a client that is not open yet: ``with aiqueue.connect_sync() as client:``. Arguments as for `connect`."""
-    return SyncClient(connect(url, settings=settings, **arguments))
+    return SyncClient(connect(url, settings=settings, headers=headers, **arguments))

@@ -361,7 +361,7 @@ class Bulk(Generic[T]):
             return message
         pending.subject, pending.stream, pending.block = template.subject, template.batch_stream, header_block
         self._producer.hint(template.lane, template.key)
-        if message is item and is_common(template, type(message), options):
+        if message is item and is_common(template, type(message), options, self._producer):
             self._common_templates[type(message)] = template
         return message
 

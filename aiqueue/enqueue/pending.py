@@ -13,7 +13,7 @@ from ..job import JobSpec, Message
 from ..subjects import OnDuplicate
 from ..units import Deadline, Duration, Time
 from .ids import check_on_duplicate
-from .producer import AttachedJob, Enqueued
+from .producer import AttachedJob, Enqueued, Producer
 from .refusals import OnFull
 from .templates import JobTemplate
 
@@ -110,8 +110,10 @@ def start_task(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) 
     task.add_done_callback(tasks.discard)
 
 
-def is_common(template: JobTemplate, kind: type[Message], options: BulkOptions) -> bool:
+def is_common(template: JobTemplate, kind: type[Message], options: BulkOptions, producer: Producer) -> bool:
     """Return whether a template fits all messages of its class, and none needs more than a fresh id."""
+    if producer.make_headers is not None:
+        return False
     if options.headers or template.deadline_s is not None or template.family.limit_key is not None:
         return False
     key = template.family.key

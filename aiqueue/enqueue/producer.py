@@ -13,7 +13,7 @@ from .. import headers, subjects
 from ..connection import Connection, PubAck, block
 from ..documents import Documents
 from ..errors import AIQueueError, EncodeError, NotFound, QueueFull, Unavailable
-from ..job import Message, check_message
+from ..job import MakeHeaders, Message, add_made_headers, check_message
 from ..payload import Document, encode_message, find_documents
 from ..topology import Family, Topology
 from ..units import Deadline, parse_duration, parse_time
@@ -65,9 +65,16 @@ class AttachedJob(NamedTuple):
 class Producer:
     """Stores jobs, and sends workers hints about lanes that may be new to them."""
 
-    def __init__(self, connection: Connection, topology: Topology, key_lanes: KeyLanes | None = None) -> None:
-        """`key_lanes`: where jobs of limited keys go. None: to the ordinary lanes."""
+    def __init__(
+        self,
+        connection: Connection,
+        topology: Topology,
+        key_lanes: KeyLanes | None = None,
+        make_headers: MakeHeaders | None = None,
+    ) -> None:
+        """`key_lanes`: where jobs of limited keys go. None: to the ordinary lanes. `make_headers`: the client's."""
         self.connection = connection
+        self.make_headers = make_headers
         self.key_lanes = key_lanes
         self.clock = connection.clock
         self.topology = topology
@@ -244,6 +251,8 @@ class Producer:
 
         Raises BadInput.
         """
+        if self.make_headers is not None:
+            extra = add_made_headers(self.make_headers, message, extra)
         if extra or deadline is not None or type(tenant) is not str or type(priority) is not str:
             return self._build_template(message, tenant, priority, extra, deadline, keyed=True)
         key = type(message), tenant, priority, ""  # by type: what is no message misses the cache, and is refused
@@ -346,6 +355,7 @@ class Producer:
     ) -> tuple[Family, dict[str, str]]:
         """Return the family of a message, and the headers of a request for its job. Raises BadInput."""
         check_message(message)
+        extra = add_made_headers(self.make_headers, message, extra)
         family = self.topology.family(message.aiq_family)
         lane = checked_lane(family, tenant, priority)
         job_id, _, shown = resolve_job_id(family, message, unique, self.clock)

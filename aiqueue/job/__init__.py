@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .children import Child, ChildOutcome, ChildSpec, Wait, WaitsForChildren, make_child_spec
 from .job import Job
+from .made_headers import MakeHeaders, add_made_headers, check_make_headers
 from .message import (
     ANY_KIND,
     KIND,
@@ -23,6 +24,7 @@ from .retry import Reject, Retry
 
 __all__ = [
     "ANY_KIND", "KIND", "AnyM", "Child", "ChildOutcome", "ChildSpec", "Job", "JobSpec", "M",
-    "M_co", "Message", "Progress", "RawMessage", "Reject", "Retry", "Wait", "WaitsForChildren", "check_message",
-    "check_model", "make_child_spec", "secret_headers", "untyped",
+    "M_co", "MakeHeaders", "Message", "Progress", "RawMessage", "Reject", "Retry", "Wait", "WaitsForChildren",
+    "add_made_headers", "check_make_headers", "check_message", "check_model", "make_child_spec", "secret_headers",
+    "untyped",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from .. import codec
 from ..errors import BadInput, ChildCancelled, ChildFailed, ChildLost, EncodeError, ResultInvalid
 from ..payload import R_co, encode_message, find_documents, parse_result
 from ..units import Duration, parse_duration
+from .made_headers import MakeHeaders, add_made_headers
 from .message import Message, check_message, secret_headers
 
 NAME_MAX = 256
@@ -100,9 +101,11 @@ def make_child_spec(
     delay: Duration | None = None,
     deadline: Duration | None = None,
     headers: Mapping[str, str] | None = None,
+    make_headers: MakeHeaders | None = None,
 ) -> ChildSpec:
-    """Encode a child. Raises BadInput (EncodeError)."""
+    """Encode a child. `make_headers`: the client's function. Raises BadInput (EncodeError)."""
     check_message(message)
+    headers = add_made_headers(make_headers, message, headers)
     if headers is not None and not isinstance(headers, Mapping):
         raise BadInput(f'headers must be a mapping of names to texts, such as {{"trace": "7"}}, not {headers!r}')
     try:

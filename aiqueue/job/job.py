@@ -322,7 +322,10 @@ class Job(Generic[M_co]):
         another attempt has taken over the job: do not catch Stale.
         """
         with self._child_names_used([name]):
-            spec = make_child_spec(name, message, priority=priority, delay=delay, deadline=deadline, headers=headers)
+            spec = make_child_spec(
+                name, message, priority=priority, delay=delay, deadline=deadline, headers=headers,
+                make_headers=self._progress.make_headers,
+            )  # fmt: skip
             enqueued = (await self._progress.enqueue_children([spec]))[0]
             self._child_ids[name] = enqueued.id
         return replace(enqueued, _model=type(message))
@@ -361,7 +364,8 @@ class Job(Generic[M_co]):
             raise BadInput(f'on_failed must be "raise" or "return", not {on_failed!r}')
         new = [(each.name, each.message) for each in found if each.message is not None]
         with self._child_names_used([name for name, _ in new]):
-            specs = [make_child_spec(name, message, priority=priority) for name, message in new]
+            make = self._progress.make_headers
+            specs = [make_child_spec(name, message, priority=priority, make_headers=make) for name, message in new]
             outcomes = await self._progress.gather_children(specs, [each.name for each in found])
         if isinstance(outcomes, Wait):
             raise WaitsForChildren(outcomes)

@@ -9,17 +9,18 @@ from typing import Any, Protocol
 from ..codec import Encoded
 from ..payload import Document
 from .children import Child, ChildOutcome, ChildSpec, Wait
+from .made_headers import MakeHeaders
 
 
 class Progress(Protocol):
     """What a `Job` needs of its worker; in a child process, this forwards to the worker.
 
-    `is_over`: the attempt has ended, or was abandoned. `progress` and `chunk` write to the job's journal. `settle`
-    notes what the attempt has used. `begin_call` lets the handler of a limited job start: None, or the outcome of one
-    that may not, as plain data; `cost` and `key` are what a child process has read in the body. `chunks` yields a
-    document's bytes, verified. The others keep what later attempts get: `begin_step` returns the kept result of a step,
-    and None for one that must run. The two `encoded` ones do the same for a child process, which checks the names of
-    its steps.
+    `is_over`: the attempt has ended, or was abandoned. `make_headers`: the function of the worker's client. `progress`
+    and `chunk` write to the job's journal. `settle` notes what the attempt has used. `begin_call` lets the handler of a
+    limited job start: None, or the outcome of one that may not, as plain data; `cost` and `key` are what a child
+    process has read in the body. `chunks` yields a document's bytes, verified. The others keep what later attempts get:
+    `begin_step` returns the kept result of a step, and None for one that must run. The two `encoded` ones do the same
+    for a child process, which checks the names of its steps.
     `enqueue_children` and `gather_children` store children once; the latter returns how they have ended, in the order
     of their names, or that the job must wait.
     """
@@ -30,6 +31,8 @@ class Progress(Protocol):
     def cancelled(self) -> bool: ...
     @property
     def is_over(self) -> bool: ...
+    @property
+    def make_headers(self) -> MakeHeaders | None: ...
     async def progress(self, fraction: float, note: str) -> None: ...
     async def chunk(self, data: Any) -> None: ...
     def settle(self, cost: float) -> None: ...

@@ -37,7 +37,7 @@ from ..attempt import (
     Threads,
 )
 from ..errors import AIQueueError, BadInput, EncodeError, Stale
-from ..job import ANY_KIND, Child, ChildOutcome, ChildSpec, Job, Wait
+from ..job import ANY_KIND, Child, ChildOutcome, ChildSpec, Job, MakeHeaders, Wait
 from ..journal import StepNames, decode_step, encode_call, encode_step
 from ..logs import running_job, set_up_as
 from ..payload import Document
@@ -103,7 +103,8 @@ class _ChildContext:
     Once the attempt `is_over`, questions are refused: the worker would take them for the next job's.
     """
 
-    def __init__(self, pipe: WorkerPipe, threads: Threads) -> None:
+    def __init__(self, pipe: WorkerPipe, threads: Threads, make_headers: MakeHeaders | None) -> None:
+        self.make_headers = make_headers
         self._pipe = pipe
         self._threads = threads
         self._documents_opened = 0
@@ -247,6 +248,8 @@ class _FoundHandlers:
                 )
             except Exception as error:  # noqa: BLE001  (a module may raise anything)
                 self.missing.append([family, kind, f"{type(error).__name__}: {error}"])
+        made_by = recipe["make_headers"]
+        self.make_headers: MakeHeaders | None = find_object(made_by) if made_by else None
         self.lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None
         if recipe["lifespan"] == "worker":
             self.lifespan = getattr(worker, "lifespan", None)
@@ -307,7 +310,7 @@ async def _call_handler_here(
     """Call the handler for attempt `number`. The worker keeps its timeout, because it can kill a child that hangs."""
     decoded = attempt.decode_body(raw)
     handler = attempt.find_handler(found.handlers, raw.family, decoded)
-    context = _ChildContext(pipe, threads)
+    context = _ChildContext(pipe, threads, found.make_headers)
     job = attempt.build_job(raw, decoded, handler, attempt=number, state=state, progress=context)
     if not isinstance(job, Job) or handler is None:
         return job  # type: ignore[return-value]  # a job has a handler

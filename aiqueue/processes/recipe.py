@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..attempt import Handler
+from ..job import MakeHeaders
 from ..logs import describe_set_up
 from ..topology import Family
 from . import protocol
@@ -20,18 +21,23 @@ from . import protocol
 class Recipe:
     """What a child needs to find the handlers and the lifespan of a worker.
 
-    A child finds each handler, message class, around and lifespan by its own name. What has no such name is taken from
-    `worker`, the declared worker, if that is a global of a module that a child can import; so are the `on` policies.
-    A lifespan may be a `functools.partial` of a function with such a name, with plain data as positional arguments.
+    A child finds each handler, message class, around, lifespan and `make_headers` by its own name. What has no such
+    name is taken from `worker`, the declared worker, if that is a global of a module that a child can import; so are
+    the `on` policies. A lifespan may be a `functools.partial` of a function with such a name, with plain data as
+    positional arguments.
     """
 
     families: Mapping[str, Family]
     handlers: Mapping[tuple[str, str], Handler]
     lifespan: Callable[[], Any] | None = None
     worker: object = None
+    make_headers: MakeHeaders | None = None
 
     def find_problem(self, handler: Handler) -> str:
         """Return why a child cannot find this handler, as far as this process can know. "": nothing is known."""
+        if self.make_headers is not None and not refer_to(self.make_headers):
+            what = _describe(self.make_headers)
+            return f"the function {what}, headers= of connect, is not found under its name in its module"
         if self._refer_to_worker():
             return ""
         if handler.process and handler.on:
@@ -57,7 +63,8 @@ class Recipe:
             if not self.find_problem(each)
         ]  # fmt: skip
         worker = self._refer_to_worker()
-        named = [lifespan, worker, *(str(name) for each in handlers for name in (*each[2:4], *each[5]))]
+        make_headers = "" if self.make_headers is None else refer_to(self.make_headers)
+        named = [lifespan, worker, make_headers, *(str(name) for each in handlers for name in (*each[2:4], *each[5]))]
         needs_main = any(name.startswith("__main__:") for name in named)
         return {
             "families": {name: protocol.family_to_plain(each) for name, each in self.families.items()},
@@ -65,6 +72,7 @@ class Recipe:
             "lifespan": lifespan,
             "lifespan_arguments": arguments,
             "worker": worker,
+            "make_headers": make_headers,
             "main": _describe_main_module() if needs_main else {},
             "log": describe_set_up(),
         }

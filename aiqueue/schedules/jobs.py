@@ -14,7 +14,7 @@ from .. import codec, headers, subjects
 from ..connection import Connection
 from ..enqueue import ChildJobs, KeyLanes, OnFull, StoredChild
 from ..errors import BadInput, NotFound
-from ..job import ChildSpec, Message, make_child_spec
+from ..job import ChildSpec, MakeHeaders, Message, make_child_spec
 from ..journal import Journal
 from ..topology import Topology
 from ..units import shown
@@ -83,12 +83,15 @@ class TickJobs:
         topology: Topology,
         key_lanes: KeyLanes | None = None,
         makers: Makers | None = None,
+        make_headers: MakeHeaders | None = None,
     ) -> None:
+        """`make_headers`: the client's, for the messages that `makers` make."""
         self._connection = connection
         self._topology = topology
         self._jobs = ChildJobs(connection, topology, key_lanes)
         self._journal = Journal(connection, topology.journal_stream.name)
         self._makers = {} if makers is None else makers
+        self._make_headers = make_headers
         self._scans: dict[tuple[str, str], _Scan] = {}
 
     async def make(self, document: ScheduleDocument, tick_ms: int) -> ChildSpec:
@@ -107,8 +110,9 @@ class TickJobs:
         if not isinstance(message, Message) or (message.aiq_family, message.aiq_kind) != wanted:
             raise BadInput(f"the function must return a message of kind {document.kind}, not {shown(message)}")
         return make_child_spec(
-            "tick", message, priority=document.priority, deadline=document.deadline_s, headers=document.headers
-        )
+            "tick", message, priority=document.priority, deadline=document.deadline_s, headers=document.headers,
+            make_headers=self._make_headers,
+        )  # fmt: skip
 
     def check(self, document: ScheduleDocument) -> None:
         """Raises BadInput if the jobs of a schedule could not be stored: family, priority, headers."""

@@ -11,6 +11,7 @@ from .. import subjects
 from ..connection import Connection
 from ..enqueue import KeyLanes
 from ..errors import AIQueueError, NotFound, QueueFull, Unavailable
+from ..job import MakeHeaders
 from ..lanes import Delivery, SharedConsumer, SharedConsumerOptions, WarnOnce
 from ..subjects import Lane
 from ..topology import Topology
@@ -50,11 +51,12 @@ class Ticker:
         *,
         owner: str = "",
         makers: Makers | None = None,
+        make_headers: MakeHeaders | None = None,
     ) -> None:
         self._connection = connection
         self._stream = topology.ticks_stream.name
         self._stopping = asyncio.Event()
-        jobs = TickJobs(connection, topology, key_lanes, makers)
+        jobs = TickJobs(connection, topology, key_lanes, makers, make_headers)
         self._attendance = Attendance(connection, topology)
         self._firing = Firing(connection, topology, jobs, self._attendance, self._stopping)
         self.reconciler = Reconciler(connection, topology)

@@ -11,7 +11,7 @@ from .. import codec
 from ..attempt import RawJob
 from ..enqueue import inherited_headers, lane_of_child
 from ..errors import BadInput, ChildCancelled, ChildFailed, ChildLost, Corrupt, NotFound, Stale, TooLarge
-from ..job import Child, ChildOutcome, ChildSpec, Wait
+from ..job import Child, ChildOutcome, ChildSpec, MakeHeaders, Wait
 from ..journal import (
     CALLS_MAX,
     CANCELLED,
@@ -44,6 +44,7 @@ class Recorder:
 
     def __init__(self, topology: Topology, raw: RawJob, job_id: str) -> None:
         self.loop = asyncio.get_running_loop()
+        self.make_headers: MakeHeaders | None = None  # there is no client
         self._topology = topology
         self._raw = raw
         self._tenant = raw.tenant

@@ -13,7 +13,7 @@ from ..attempt import Outcome, RunningAttempt, Threads, outcome_to_plain
 from ..codec import Encoded
 from ..documents import Documents
 from ..errors import AIQueueError, BadInput, Stale
-from ..job import Child, ChildOutcome, ChildSpec, Wait
+from ..job import Child, ChildOutcome, ChildSpec, MakeHeaders, Wait
 from ..journal import PROGRESS, Checkpoints, Journal, Retention, Writer
 from ..lanes import Delivery
 from ..payload import Document
@@ -113,6 +113,10 @@ class JobContext(RunningAttempt):
         """
         refusal = None if self.admission is None else await self.admission.begin(cost, key)
         return None if refusal is None else outcome_to_plain(refusal)
+
+    @property
+    def make_headers(self) -> MakeHeaders | None:
+        return self._resources.children.client.make_headers
 
     def set_task(self, task: asyncio.Task[None]) -> None:
         """Have `task` cancelled instead when the attempt is to stop: it runs the handler from now on."""

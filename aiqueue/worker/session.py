@@ -186,6 +186,7 @@ class Session:
                 {key: each for key, each in options.handlers.items() if key[0] in self._families},
                 options.child_lifespan or options.lifespan,
                 options.declared,
+                client.make_headers,
             )
             processes = await self._stack.enter_async_context(Processes(recipe, options.process_count))
             quarantine = await self._stack.enter_async_context(

@@ -13,7 +13,10 @@ class TimedWork:
     def __init__(self, client: Client, declared: Declared) -> None:
         connection, topology, key_lanes = client.connection, client.topology, client.key_lanes
         self._forwarder = Forwarder(connection, topology, key_lanes)
-        self._ticker = Ticker(connection, topology, key_lanes, owner=declared.owner, makers=declared.makers)
+        self._ticker = Ticker(
+            connection, topology, key_lanes, owner=declared.owner, makers=declared.makers,
+            make_headers=client.make_headers,
+        )  # fmt: skip
         self._declarer = Declarer(connection, topology, declared)
 
     async def start(self) -> None:

@@ -16,7 +16,7 @@ from aiqueue.connection import frames as seam
 from aiqueue.enqueue import deadletter
 from aiqueue.enqueue.deadletter import FailedJob
 from aiqueue.errors import DecodeError
-from aiqueue.job import Message
+from aiqueue.job import MakeHeaders, Message
 from aiqueue.journal import entry_from_stored
 from aiqueue.payload.document_ref import Document
 from aiqueue.subjects import Lane
@@ -54,6 +54,10 @@ class NoProgress:
 
     @property
     def is_over(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def make_headers(self) -> MakeHeaders | None:
         raise NotImplementedError
 
     async def progress(self, fraction: float, note: str) -> None:

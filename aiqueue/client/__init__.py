@@ -9,9 +9,10 @@ from .cancel import Verdict
 from .client import Client, check_client, connect
 from .embedding import acquire_here
 from .handle import Handle, tasks_awaiting_results
+from .options import EnqueueOptions, RequestOptions
 from .sync_client import SyncClient, SyncHandle, connect_sync
 
 __all__ = [
-    "Client", "Handle", "SyncClient", "SyncHandle", "Verdict", "acquire_here", "check_client", "connect",
-    "connect_sync", "tasks_awaiting_results",
+    "Client", "EnqueueOptions", "Handle", "RequestOptions", "SyncClient", "SyncHandle", "Verdict", "acquire_here",
+    "check_client", "connect", "connect_sync", "tasks_awaiting_results",
 ]  # fmt: skip

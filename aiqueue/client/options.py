@@ -13,6 +13,20 @@ if TYPE_CHECKING:
     from ..schedules import Misfire, Overlap
 
 
+class EnqueueOptions(TypedDict, total=False):
+    """Those of `Client.enqueue` but the tenant."""
+
+    priority: str
+    unique: str | None
+    headers: Mapping[str, str] | None
+    deadline: Deadline | None
+    delay: Duration | None
+    at: Time | None
+    on_duplicate: OnDuplicate
+    on_full: OnFull
+    timeout: Duration
+
+
 class RequestOptions(TypedDict, total=False):
     """Those of `Client.request` but the tenant."""
 

@@ -1,0 +1,201 @@
+"""The application around requests: its lifespan, tenants, errors of its own, and what is imported."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fastapi import Request, Response
+from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+
+import aiqueue
+from aiqueue import starlette as plain
+from aiqueue.errors import BadInput, Unavailable
+
+from .. import support
+from ..gateway.front.fronts import parse_events
+from ..support import Account, Eventually, NatsProcess
+from .apps import Count, Served, fastapi_app, serving, worker
+
+
+async def whose(request: Request) -> Response:
+    return JSONResponse(plain.queue(request).tenant)
+
+
+def bare(**options: Any) -> Starlette:
+    app = Starlette(routes=[Route("/", whose)], **options)
+    plain.install_errors(app)
+    return app
+
+
+async def ask(served: Served, path: str = "/") -> tuple[int, Any]:
+    async with served.http.get(path) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_a_service_of_one_tenant_says_so_once(queue: aiqueue.Client) -> None:
+    app = bare(lifespan=plain.lifespan(queue, tenant="shop"))
+    async with serving(app, "") as served:
+        assert await ask(served) == (200, "shop")
+    with pytest.raises(BadInput, match="tenant"):
+        plain.lifespan(tenant="a b")
+    with pytest.raises(BadInput, match="open client"):
+        plain.lifespan("nats://")  # type: ignore[arg-type]
+
+
+async def test_a_request_without_a_tenant_fails_closed(queue: aiqueue.Client, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(bare(lifespan=plain.lifespan(queue)), "") as served:
+        status, problem = await ask(served)
+    assert (status, problem["detail"]) == (500, "the service has failed")
+    assert "the request has no tenant: call set_tenant" in caplog.text
+
+
+async def test_a_tenant_that_can_be_none_is_the_service_s_fault(
+    queue: aiqueue.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(fastapi_app(queue), "acme.*") as served:
+        status, problem = await ask(served, "/api/jobs/1")
+    assert (status, problem["detail"]) == (500, "the service has failed")
+    assert "tenant 'acme.*' must be 1 to 64 characters" in caplog.text
+
+
+async def test_an_application_without_the_lifespan_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(bare(), "") as served:
+        assert (await ask(served))[0] == 500
+    assert "the application has not opened the queue: pass lifespan=lifespan() to it" in caplog.text
+
+
+async def test_a_client_that_is_open_stays_open_and_another_one_is_closed(shared: Account) -> None:
+    client = aiqueue.connect(shared.url, user=shared.user, password=shared.password)
+    for _ in range(2):
+        async with serving(bare(lifespan=plain.lifespan(client, tenant="t")), "") as served:
+            assert (await ask(served))[0] == 200
+        with pytest.raises(BadInput, match="not open"):
+            _ = client.connection
+    async with client:
+        async with serving(bare(lifespan=plain.lifespan(client, tenant="t")), "") as served:
+            assert (await ask(served))[0] == 200
+        assert client.connection is not None
+
+
+async def test_a_lifespan_of_one_s_own_passes_the_queue_on_to_mounted_applications(queue: aiqueue.Client) -> None:
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
+        async with plain.lifespan(queue, tenant="shop")(app) as state:
+            yield {**state, "mine": 1}
+
+    app = Starlette(routes=[Mount("/in", bare())], lifespan=lifespan)
+    async with serving(app, "") as served:
+        assert await ask(served, "/in/") == (200, "shop")
+
+
+async def test_a_server_that_is_away_is_503_and_the_next_request_finds_it_again(own_server: Any) -> None:
+    server: NatsProcess = own_server()
+    client = aiqueue.connect(server.url, user=server.user, password=server.password)
+    async with client, serving(fastapi_app(client), "acme") as served:
+        await support.create_streams(client)
+        server.kill()
+        async with served.http.post("/api/counts", json={"timeout": 0.2}) as answer:
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            problem = await answer.json()
+        assert (problem["detail"], problem["maybe_stored"]) == ("the queue does not answer now", False)
+        server.start()
+        assert await served.start()
+
+
+async def test_an_application_does_not_start_without_a_server() -> None:
+    client = aiqueue.connect("nats://127.0.0.1:1", connect_timeout=0.2)
+    with pytest.raises(Unavailable):
+        async with plain.lifespan(client)(Starlette()):
+            pass
+
+
+async def test_streams_end_when_the_server_is_told_to_stop(queue: aiqueue.Client) -> None:
+    heard: list[int] = []
+    former = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        async with worker.running(queue), serving(fastapi_app(queue), "acme") as served:
+            url = await served.start(ends="wait")
+            async with served.http.get(f"{url}/events") as answer:
+                await answer.content.readuntil(b"\n\n")
+                signal.raise_signal(signal.SIGTERM)
+                text = (await answer.content.read()).decode()
+            assert [json.loads(each.data) for each in parse_events(text)] == ["0\n", "1\n", "2\n"]
+            assert heard == [signal.SIGTERM]
+            async with served.http.get(f"{url}/events") as answer:  # one that had come before
+                assert parse_events(await answer.text())[1:] == []
+        assert signal.getsignal(signal.SIGTERM) is not former
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+async def test_a_middleware_around_the_response_hides_no_leaving_client(
+    queue: aiqueue.Client, eventually: Eventually
+) -> None:
+    app = fastapi_app(queue)
+
+    async def passes(request: Request, call_next: Any) -> Response:
+        found: Response = await call_next(request)
+        return found
+
+    app.add_middleware(BaseHTTPMiddleware, dispatch=passes)
+    async with worker.running(queue), serving(app, "acme") as served:
+        url = await served.start(ends="wait")
+        async with served.http.get(f"{url}/events") as answer:
+            await answer.content.readuntil(b'0\\n"\n\n')
+            assert served.state.streams == 1
+        await eventually(lambda: served.state.streams == 0)
+
+
+@pytest.mark.parametrize("to", [0, 2])
+async def test_a_job_that_keeps_no_result_ends_its_stream_once(
+    queue: aiqueue.Client, tenant: str, eventually: Eventually, to: int
+) -> None:
+    mute, is_followed = aiqueue.Worker(), asyncio.Event()
+
+    @mute.handle(Count, result=False)
+    async def count(job: aiqueue.Job[Count]) -> None:
+        for _ in range(job.message.to):
+            await job.chunk("x")
+        await is_followed.wait()
+
+    async with mute.running(queue), serving(fastapi_app(queue), tenant) as served:
+        url = await served.start(to=to)
+        following = asyncio.create_task(served.http.get(f"{url}/events").__aenter__())
+        await eventually(lambda: served.state.streams == 1)
+        is_followed.set()
+        events = [each for each in parse_events(await (await following).text()) if each.data]
+        assert [each.name for each in events] == [*[""] * to, "ended"]
+        async with served.http.get(f"{url}/events", headers={"last-event-id": events[-1].id}) as answer:
+            assert answer.status == (204 if to else 404)  # nothing is left of a job without output
+
+
+def test_the_schema_has_what_the_dependencies_ask_for() -> None:
+    paths = fastapi_app(aiqueue.connect("nats://127.0.0.1:1")).openapi()["paths"]
+    start, events = paths["/api/counts"]["post"], paths["/api/jobs/{job_id}/events"]["get"]
+    assert {"idempotency-key", "x-user"} == {each["name"] for each in start["parameters"]}
+    assert {"job_id", "last-event-id", "after", "x-user"} == {each["name"] for each in events["parameters"]}
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import aiqueue; aiqueue.Worker; aiqueue.connect", ("starlette", "fastapi", "uvicorn")),
+        ("from aiqueue.starlette import TenantClient, problem_of", ("starlette", "fastapi")),
+        ("import aiqueue.starlette as s; [getattr(s, each) for each in s.__all__]", ("fastapi",)),
+    ],
+)
+def test_a_framework_is_imported_only_where_it_is_used(code: str, absent: tuple[str, ...]) -> None:
+    told = f"{code}; import sys; print([each for each in {absent!r} if each in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == "[]"

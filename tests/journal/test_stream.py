@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 import aiqueue
 from aiqueue import codec, subjects
 from aiqueue.connection import Received
-from aiqueue.errors import BadInput, DiskFull, EncodeError, NotFound, ResultTimeout, Stale, TooLarge
+from aiqueue.errors import BadInput, DiskFull, EncodeError, JobGone, NotFound, ResultTimeout, Stale, TooLarge
 from aiqueue.journal import (
     EMPTY_RECORD,
     PROGRESS,
@@ -30,7 +31,7 @@ from aiqueue.journal import (
     Writer,
     chunks,
 )
-from aiqueue.journal.entries import CHUNK
+from aiqueue.journal.entries import CHUNK, LIVE, _chunks_from_live, entry_from_live, is_live_chunk
 from aiqueue.journal.follower import LIVE_MAX, StreamItem, _Follower, follow
 from aiqueue.topology import provision
 from aiqueue.worker import overflow
@@ -184,6 +185,7 @@ async def test_chunks_without_room_are_dropped_and_the_next_entry_tells_how_many
 # following
 
 
+WORK = "AI_AGENT_TASKS"
 Items = list[StreamItem]
 
 
@@ -251,6 +253,69 @@ async def test_a_live_entry_that_was_lost_is_read_from_the_stream_before_those_b
                 found.append((await anext(items)).data)
     assert found == list(range(6))
     assert lost == [2]
+
+
+@pytest.mark.parametrize("retention", [Retention(), Retention(chunk_s=900)])
+async def test_each_entry_heard_is_the_stored_one_and_those_of_chunks_are_read_by_one_pattern(
+    journal: Journal, retention: Retention
+) -> None:
+    heard: list[Received] = []
+    listening = await journal.connection.subscribe(f"{LIVE}.{SUBJECT}", heard.append)
+    writer = Writer(
+        journal, SUBJECT, run=1, enqueued_at=0.0, attempt=1, record=EMPTY_RECORD, retention=retention
+    )  # fmt: skip
+    assert await writer.write_started({})
+    for number in range(3):
+        await writer.add_chunk({"n": number})
+        await writer.flush_chunks()
+    writer.count_lost_chunks(2)
+    await writer.add_chunk("behind a loss")
+    await writer.add_chunk({"key": pydantic.SecretStr("k")})
+    await writer.write(RESULT, "done")
+    await journal.connection.flush()
+    await listening.close()
+    stored = await entries(journal)
+    assert [entry_from_live(each) for each in heard] == stored
+    usual = [not (each.lost_chunks or each.secrets) and each.event == CHUNK for each in stored]
+    assert [_chunks_from_live(each) is not None for each in heard] == usual
+    assert usual.count(True) == 3
+    assert [is_live_chunk(each) for each in heard] == [each.event == CHUNK for each in stored]
+
+
+async def followed_new(journal: Journal) -> Items:
+    return [each async for each in follow(journal, SUBJECT, run=1, is_new=True, job=(WORK, 1), timeout_s=20)]
+
+
+async def test_a_new_job_is_followed_without_a_request(journal: Journal) -> None:
+    asked: list[str] = []
+    await journal.connection.subscribe("$JS.API.>", lambda message: asked.append(message.subject))
+    reading = asyncio.ensure_future(followed_new(journal))
+    await asyncio.sleep(0)
+    await journal.connection.flush()  # what is written from here on is heard
+    writer = new_writer(journal)
+    assert await writer.write_started({"seq": 1})
+    for number in range(20):
+        await writer.add_chunk(number)
+        await writer.flush_chunks()
+    await writer.write(RESULT, "done")
+    found = await reading
+    assert [each.data for each in found] == [{"seq": 1}, *range(20), "done"]
+    await journal.connection.flush()
+    assert [each for each in asked if ".GET." in each] == []
+
+
+@pytest.mark.parametrize("missed", [1, 2])
+async def test_what_a_new_jobs_reader_was_too_late_for_is_read(journal: Journal, missed: int) -> None:
+    writer = new_writer(journal)
+    for number in range(missed):
+        await writer.add_chunk(number)
+        await writer.flush_chunks()
+    async with contextlib.aclosing(follow(journal, SUBJECT, run=1, is_new=True, timeout_s=20)) as items:
+        found = [(await anext(items)).data for _ in range(missed)]  # though nothing is written any more
+        await writer.add_chunk("heard")
+        await writer.write(RESULT, "done")
+        found += [each.data async for each in items]
+    assert found == [*range(missed), "heard", "done"]
 
 
 async def test_lost_chunks_are_told_by_the_next_entry_alone(journal: Journal) -> None:
@@ -536,6 +601,22 @@ async def test_a_stream_ends_where_a_handler_keeps_no_result(account: Account) -
             found = await reading
         assert [each.event for each in found] == [CHUNK] * 3
         assert [each.event for each in await collect(handle)] == [CHUNK] * 3
+
+
+@pytest.mark.parametrize("result", [True, False])
+async def test_a_new_jobs_stream_ends_with_its_job(account: Account, result: bool) -> None:
+    async with queue(account) as client, teller(result=result).running(client):
+        handle = await client.enqueue(Story(parts=3), tenant="acme")
+        found = [each async for batch in handle.stream_batches(timeout=20, is_new=True) for each in batch]
+        assert [each.event for each in found] == [CHUNK] * 3 + [RESULT] * result
+
+
+async def test_a_new_job_that_is_purged_is_gone_for_the_reader_of_its_stream(account: Account) -> None:
+    async with queue(account) as client:
+        handle = await client.enqueue(Story(), tenant="acme")
+        await client.connection.api(f"STREAM.PURGE.{WORK}")
+        with pytest.raises(JobGone):
+            [each async for each in handle.stream_batches(timeout=20, is_new=True)]
 
 
 async def test_a_family_says_how_long_its_entries_are_kept(account: Account, tmp_path: Path) -> None:

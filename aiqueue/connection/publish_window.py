@@ -67,6 +67,7 @@ class Window:
         self._batchers: dict[str, StreamBatcher] = {}  # by stream
         self._batch_name = secrets.token_hex(6)
         self._count = 0
+        self.patient = 0  # callers who store several messages at once: the first is not pushed ahead of the others
         self._loop: asyncio.AbstractEventLoop | None = None  # cached: getting it is a system call in Python 3.11
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf

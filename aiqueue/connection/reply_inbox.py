@@ -81,7 +81,7 @@ class ReplyInbox:
         """Send one message through the window and return its PubAck. Raises the error that the publish ended with."""
         try:
             self.window.add(publish, timeout_s)
-            if self.window.in_flight == 1:  # alone: there is nothing to send it together with
+            if self.window.in_flight == 1 and not self.window.patient:  # there is nothing to send it together with
                 self._connection.push()
             if self._connection.behind:
                 await self._connection.relieve()

@@ -177,7 +177,8 @@ async def begin_call(runtime: Runtime, job: Job[Any], plan: CallPlan, number: in
     if reservation is None:
         writes.append(note_call(job, call_id))
     try:
-        ends = await asyncio.gather(*writes, return_exceptions=True)
+        with runtime.together():
+            ends = await asyncio.gather(*writes, return_exceptions=True)
     except asyncio.CancelledError:
         call.leave(was_sent=False)
         raise

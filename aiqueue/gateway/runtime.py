@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -124,6 +124,10 @@ class Runtime:
     async def now(self) -> float:
         """Return the server's time, in seconds since the epoch."""
         return await self._store.now()
+
+    def together(self) -> AbstractContextManager[None]:
+        """See `UsageStore.together`."""
+        return self._store.together()
 
     def plan(self, request: Request, name: str, tenant: str) -> CallPlan:
         """See `plan_call`."""

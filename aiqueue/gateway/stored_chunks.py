@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 READ_S: Final = 15.0
 WRITE_TRIES_MAX: Final = 10  # of a chunk, while the server does not answer
 WRITE_PAUSE_S: Final = 0.5
+SILENT_S: Final = 0.005
 MARK: Final = "aiqueue"  # a field of the first chunk of a call, which OpenAI's clients pass over
 
 
@@ -30,16 +32,40 @@ class ChunkWriter:
 
     The first one has the call's id. A chunk that is larger than a message, such as an image, is left out, and while the
     server does not answer, all further ones are: a call that is paid for goes on, and the answer has all of it. The
-    chunk behind such a hole says so.
+    chunk behind such a hole says so. Of most providers, the first chunk has no text yet: it waits for the second one,
+    SILENT_S at most, so that they share an entry, and the second does not wait until the first is stored.
     """
 
     def __init__(self, job: Job[Any], call_id: str) -> None:
         self._job, self._call_id = job, call_id
         self._mark: dict[str, Any] = {"call_id": call_id}
         self._is_cut = False
+        self._silent: Mapping[str, Any] | None = None  # the first chunk, while it waits
+        self._is_first = True
+        self._releasing: asyncio.Task[None] | None = None
 
     async def __call__(self, chunk: Mapping[str, Any]) -> None:
         """Raises Stale if another attempt has taken over the job, or the job was cancelled."""
+        is_first, self._is_first = self._is_first, False
+        if is_first and is_silent(chunk):
+            self._silent = chunk
+            self._releasing = asyncio.create_task(self._release())
+            return
+        if self._silent is not None:
+            await self._write_silent()
+        await self._add(chunk)
+
+    async def _release(self) -> None:
+        await asyncio.sleep(SILENT_S)
+        with contextlib.suppress(Stale):  # the next chunk finds out
+            await self._write_silent()
+
+    async def _write_silent(self) -> None:
+        chunk, self._silent = self._silent, None
+        if chunk is not None:
+            await self._add(chunk)
+
+    async def _add(self, chunk: Mapping[str, Any]) -> None:
         if self._is_cut:
             return
         is_plain, mark = type(chunk) is PlainChunk, self._mark
@@ -103,6 +129,18 @@ async def _until(items: AsyncIterator[Any], mark: str) -> AsyncIterator[Any]:
         if item.event == "progress" and isinstance(item.data, dict) and item.data.get("note") == mark:
             return
         yield item
+
+
+def is_silent(chunk: Mapping[str, Any]) -> bool:
+    """Return whether a chunk has no text, call of a tool or end yet, such as one that says whose message begins."""
+    choices = chunk.get("choices")
+    return isinstance(choices, list) and all(
+        isinstance(each, dict)
+        and each.get("finish_reason") is None
+        and isinstance(delta := each.get("delta"), dict)
+        and not any(value for name, value in delta.items() if name != "role")
+        for each in choices
+    )
 
 
 def is_whole_answer(chunk: Mapping[str, Any]) -> bool:

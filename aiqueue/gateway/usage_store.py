@@ -62,6 +62,18 @@ class UsageStore:
             problem = f"there is no stream {self.stream}, or it does not take {subject}"
             raise NoUsageStream(f"{problem}: run `aiqueue apply` of the newest version that is in use") from None
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Meanwhile, all that is stored in one turn of the event loop goes to the server in one write. Else the first
+        is written at once, and the server is busy with it before the others are sent.
+        """
+        window = self._connection.window
+        window.patient += 1
+        try:
+            yield
+        finally:
+            window.patient -= 1
+
     async def get(self, subject: str) -> StoredUsage | None:
         """Return what is stored on a subject now. Raises NotFound, Unavailable, AccessDenied, ConfigMismatch."""
         with self._explaining():

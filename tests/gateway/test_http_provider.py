@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from aiqueue import codec
 from aiqueue.errors import BadInput
 from aiqueue.gateway import Provider, ProviderConfig, ProviderError, Usage, call_limits, http_provider
+from aiqueue.gateway.answers import PlainChunk
 from aiqueue.gateway.opening import open_provider
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
@@ -244,6 +246,34 @@ async def test_a_stream_is_read_whatever_its_line_ends_and_parts() -> None:
         reply = await provider.chat(make_call(), keep)
     assert reply.answer["choices"][0]["message"] == {"role": "assistant", "content": "hi", "refusal": None}
     assert reply.usage is None
+
+
+@pytest.mark.parametrize(
+    ("odd", "is_plain"),
+    [
+        (b'"\\ud83d"', True),
+        (b"%d" % 10**30, True),
+        (b"9" * 3_800, True),
+        (b"NaN", True),
+        (b"[" * 44 + b"]" * 44, True),
+        (b"[" * 60 + b"]" * 60, False),
+        (b'"' + b"x" * 5_000 + b'"', False),
+    ],
+)
+async def test_a_chunk_is_plain_only_if_it_can_be_stored_without_a_look_at_it(odd: bytes, is_plain: bool) -> None:
+    chunks = []
+
+    async def on_chunk(chunk: dict[str, Any]) -> None:
+        chunks.append(chunk)
+
+    event = json.dumps(CHUNK).encode().replace(b'"hi"', b'"hi", "odd": ' + odd)
+    async with sending(b"data: " + event + b"\n\n" + sse(LAST, b"[DONE]")) as provider:
+        await provider.chat(make_call(), on_chunk)
+    assert isinstance(chunks[0], PlainChunk) == is_plain
+    assert isinstance(chunks[1], PlainChunk)
+    if is_plain:
+        stored = codec.decode(codec.dump(dict(chunks[0])), codec.CBOR)
+        assert stored["choices"][0]["delta"]["content"] == "hi"
 
 
 @pytest.mark.parametrize(

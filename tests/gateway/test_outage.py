@@ -88,6 +88,39 @@ async def test_chunks_with_a_hole_are_not_taken_for_an_answer(client: aiqueue.Cl
     assert all("aiqueue" not in chunk for chunk in found["whole"])
 
 
+async def test_a_first_chunk_without_a_text_shares_an_entry_with_the_second_or_comes_alone_soon(
+    client: aiqueue.Client,
+) -> None:
+    """So the text does not wait until the first chunk is stored."""
+    worker = aiqueue.Worker()
+    silent = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+    goes_on = asyncio.Event()
+
+    @worker.handle(type(ask()))
+    async def write(job: aiqueue.Job[Any]) -> dict[str, Any]:
+        quick, slow = ChunkWriter(job, "quick"), ChunkWriter(job, "slow")
+        for content in ("a", "b"):
+            await quick(silent if content == "a" else {"choices": [{"index": 0, "delta": {"content": content}}]})
+        await slow(silent)
+        await goes_on.wait()
+        await slow({"choices": [{"index": 0, "delta": {"content": "c"}}]})
+        return {}
+
+    async with worker.running(client):
+        handle = await client.enqueue(ask(), tenant="acme")
+        said = []
+        async with aclosing(handle.stream(timeout=20)) as items:
+            async for item in items:
+                if item.event == "chunk":
+                    call = item.data.get("aiqueue", {}).get("call_id")
+                    said.append((call, item.data["choices"][0]["delta"]["content"], item.cursor.split("-")[3]))
+                    if call == "slow":
+                        goes_on.set()
+    assert [each[:2] for each in said] == [("quick", ""), (None, "b"), ("slow", ""), (None, "c")]
+    assert said[0][2] == said[1][2], "two entries"
+    assert said[2][2] != said[3][2], "one entry"
+
+
 async def test_without_a_stream_of_usage_the_worker_says_so_and_does_not_start(
     client: aiqueue.Client, config: Path
 ) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
 
 CALLS_MAX = 5_000  # reserved and possibly billed ones: some 250 KB
+CALL_S_MAX = 26 * 3600  # longer than any call or batch: both take a day at most
 
 
 class ChargedCall(NamedTuple):
@@ -52,6 +53,7 @@ class BudgetUse:
         aside = self.calls.get(pool)
         taken = 0 if aside is None or aside.held else min(aside.amount, amount)
         if self.charged - taken + amount > limit:
+            self.hold_old(at)
             return "spent"
         if len(self.calls) >= CALLS_MAX and not self._forget_held():
             return "full"
@@ -90,6 +92,11 @@ class BudgetUse:
         self.reserved -= known.amount
         self.held += known.amount
         return True
+
+    def hold_old(self, now: float) -> None:
+        """Hold reservations that are older than any call: nobody is left who settles them. `now`: since the epoch."""
+        for call in [call for call, each in self.calls.items() if now - each.at > CALL_S_MAX]:
+            self.hold(call)
 
     def _forget_held(self) -> bool:
         """Count the oldest possibly billed call as spent for ever. False: there is none."""

@@ -70,7 +70,7 @@ class BudgetStats:
     """What is known of the budget of a tenant, or of its API key, in a month. Amounts are micro-dollars.
 
     `reserved_micros`: for `reserved_calls` that are under way, or whose process has died; the oldest one was reserved
-    at `oldest_at`. `held_micros`: for `held_calls` that were possibly billed. `limit_micros`: as last heard.
+    at `oldest_at`. `held_micros`: for `held_calls` that were possibly billed, or are older. `limit_micros`: as heard.
     """
 
     tenant: str
@@ -245,13 +245,13 @@ class Budgets:
         Raises Unavailable, NotFound, AccessDenied.
         """
         month_start(month)
-        pattern = subjects.usage_filter("budget", tenant, month, "*" if keys else "")
-        return sorted([each async for each in self._stats(pattern)], key=lambda each: (each.tenant, each.key))
+        pattern, now = subjects.usage_filter("budget", tenant, month, "*" if keys else ""), await self._store.now()
+        return sorted([each async for each in self._stats(pattern, now)], key=lambda each: (each.tenant, each.key))
 
-    async def _stats(self, pattern: str) -> AsyncIterator[BudgetStats]:
+    async def _stats(self, pattern: str, now: float) -> AsyncIterator[BudgetStats]:
         async for stored in self._store.read(pattern):
-            tenant, month, key = subjects.parse_usage(stored.subject)
-            use = parse_use(stored, self._store.stream)
+            (tenant, month, key), use = subjects.parse_usage(stored.subject), parse_use(stored, self._store.stream)
+            use.hold_old(now)
             reserved = [each.at for each in use.calls.values() if not each.held]
             yield BudgetStats(
                 tenant, month, use.limit, use.spent, use.reserved, use.held, len(reserved),

@@ -80,6 +80,18 @@ def test_a_possibly_billed_call_counts_until_its_cost_is_known() -> None:
     assert (use.spent, use.charged) == (4, 4)
 
 
+def test_a_reservation_that_is_older_than_any_call_is_held_when_its_room_is_wanted() -> None:
+    """Its worker has died, and its job has ended without another execution: a refusal must not wait for it."""
+    use, day = BudgetUse(), 24 * 3600
+    assert use.reserve("a", 6, 1_000, 10) == use.reserve("b", 3, 1_000 + day, 10) == "reserved"
+    assert use.reserve("c", 2, 1_000 + day, 10) == "spent"
+    assert (use.reserved, use.held) == (9, 0)
+    assert use.reserve("c", 2, 1_001 + 26 * 3600, 10) == "spent"
+    assert (use.reserved, use.held, use.charged) == (3, 6, 9)
+    assert use.settle("a", 1)  # if somebody is left after all
+    assert use.charged == 4
+
+
 def test_of_too_many_possibly_billed_calls_the_oldest_stay_spent() -> None:
     use = BudgetUse()
     for number in range(CALLS_MAX):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from ... import subjects
+from ... import headers, subjects
 from ...enqueue import Filter
 from ...errors import AIQueueError, BadInput, IdReused, JobFailed, JobGone, NotFound, QueueFull, Unavailable
 from ...journal import STARTED, WHILE_RUNNING
@@ -130,7 +130,8 @@ class LineJobs:
         except JobFailed as error:
             if self._run.stop and error.reason == "cancelled":
                 return self._stopped(line, amid_call=error.error == WHILE_RUNNING["error"])
-            return failed(batch.id, number, line.custom_id, error)
+            has_begun = error.reason == "deadline" and await self._has_begun(error.job_id)
+            return failed(batch.id, number, line.custom_id, error, has_begun=has_begun)
         except JobGone as error:
             text = f"the line may have been called, and its answer is lost: {error}"
             return unanswered(batch.id, number, line.custom_id, "lost", text)
@@ -189,6 +190,15 @@ class LineJobs:
         assert journal is not None
         head = await self._client.journal.head(subjects.journal(journal, handle.tenant, handle.id))
         return head is not None and head.event == STARTED
+
+    async def _has_begun(self, job_id: str) -> bool:
+        """Return whether a job that has ended was begun, as far as that is known."""
+        topology, tenant = self._client.topology, self._batch.tenant
+        subject = subjects.journal(topology.family(LINES).journal or "", tenant, job_id)
+        with contextlib.suppress(AIQueueError):
+            first = await self._client.connection.first(topology.journal_stream.name, subject)
+            return first is not None and first.headers.get(headers.EVENT) == STARTED
+        return True
 
     @staticmethod
     async def forget_letters(run: BatchRun, ends: Iterable[LineEnd]) -> None:

@@ -51,12 +51,15 @@ def unanswered(batch_id: str, number: int, custom_id: str, code: str, message: s
     return LineEnd(number, "error_output", _record(batch_id, number, custom_id, None, error))
 
 
-def failed(batch_id: str, number: int, custom_id: str, error: JobFailed) -> LineEnd:
-    """Return the end of a line whose job has failed."""
+def failed(batch_id: str, number: int, custom_id: str, error: JobFailed, *, has_begun: bool = False) -> LineEnd:
+    """Return the end of a line whose job has failed. `has_begun`: of one that is too late: it may have been called."""
     if isinstance(error, JobCancelled):
         return unanswered(batch_id, number, custom_id, "cancelled", "the job of this line was cancelled")
     if error.reason == "deadline":
-        end = unanswered(batch_id, number, custom_id, "batch_expired", "not called before the batch expired")
+        text = "not called before the batch expired"
+        if has_begun:  # perhaps its worker has died in a call
+            text = "not answered before the batch expired; an earlier call may be billed"
+        end = unanswered(batch_id, number, custom_id, "batch_expired", text)
         return end._replace(is_stopped=True, has_letter=True)
     return refused(batch_id, number, custom_id, failure_of(error), error.error)._replace(has_letter=True)
 

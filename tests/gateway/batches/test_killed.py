@@ -5,6 +5,7 @@ been called before.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -48,6 +49,24 @@ async def test_a_batch_whose_worker_is_killed_twice_ends_complete_and_no_line_is
         about = found[f"c{number}"]["response"]["body"]["aiqueue"]
         assert calls[f"line {number}"] <= 1 + about["possibly_billed"]
     assert max(calls.values()) <= 2
+
+
+async def test_lines_whose_worker_went_amid_their_calls_before_their_batch_expired_are_not_said_to_be_uncalled(
+    client: aiqueue.Client, config: Path, standin: StandIn, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiqueue.gateway.batches.client.WINDOW_S", 2)
+    standin.behaviour = Behaviour(first_token_s=30)
+    async with running(client, config, concurrency=2, drain_timeout=0.1):
+        batch = await create(client, map(chat_line, range(6)))
+        await eventually(lambda: len(standin.calls) == 2)
+    await eventually(lambda: time.time() > batch.expires_at)
+    async with running(client, config):
+        batch = await Batches(client).wait(batch.id, tenant="acme")
+    assert (batch.status, batch.failed, len(standin.calls)) == ("expired", 6, 2)
+    told = {name: each["error"]["message"] for name, each in (await reported(client, batch)).items()}
+    called = {f"c{each.body['messages'][0]['content'].split()[1]}" for each in standin.calls}
+    assert {name for name, text in told.items() if text.endswith("an earlier call may be billed")} == called
+    assert {text for name, text in told.items() if name not in called} == {"not called before the batch expired"}
 
 
 async def test_a_stopping_worker_hands_its_batch_back_and_another_one_calls_no_line_again(

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from .. import headers, subjects
-from ..errors import BadInput, Conflict, NotFound, QueueFull
+from ..errors import BadInput, Conflict, NotFound
 from ..topology import Topology
+from .bucket_room import check_room
 from .budgets import AMOUNT_MAX, Budget
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ NAME_CHARS_MAX: Final = 100
 MODELS_MAX: Final = 100
 COUNT_MAX: Final = 10**9
 STORE_S: Final = 5.0
-USED_PART_MAX: Final = 0.9  # of the bucket, for new keys
 TRIES_MAX: Final = 5
 
 
@@ -173,11 +173,7 @@ class ApiKeyStore:
         The last tenth of the bucket is kept free: a full one would refuse to store that a key is revoked.
         """
         with self._explaining():
-            info = await self.connection.api(f"STREAM.INFO.{self.stream}")
-        most, used = info["config"]["max_bytes"], info["state"]["bytes"]
-        if 0 < most * USED_PART_MAX < used:
-            what = f"the bucket of API keys, {self.stream}"
-            raise QueueFull(what, f"{used:,} bytes are used, and its last tenth is for revocations", limit=most)
+            await check_room(self.connection, self.stream, "API keys", "revocations")
         return await self._put(key, 0)
 
     async def revoke(self, key_id: str) -> StoredApiKey:

@@ -84,7 +84,7 @@ class Batches:
         try:
             if not document.size:
                 raise BadInput("the file is empty")  # noqa: TRY301
-            await self._store.put("file", tenant, file_id, file.plain(), expected=0, keep_s=keep_s)
+            await self._store.add("file", tenant, file_id, file.plain(), keep_s=keep_s)
             await self._check_room(tenant, 1)  # again: others may have uploaded meanwhile
         except BaseException:
             with contextlib.suppress(AIQueueError):
@@ -156,7 +156,7 @@ class Batches:
             headers=dict(headers or {}), output_keep_s=output_keep_s,
         )  # fmt: skip
         try:
-            batch = replace(batch, seq=await self._store.put("batch", tenant, batch_id, batch.plain(), expected=0))
+            batch = replace(batch, seq=await self._store.add("batch", tenant, batch_id, batch.plain()))
         except Conflict:  # the same call, made twice at once
             return _same(await self._batch(batch_id, tenant), input_file_id, endpoint, metadata)
         try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from ... import headers, subjects
 from ...errors import ConfigMismatch, Conflict, NotFound
 from ...topology import Topology
+from ..bucket_room import check_room
 
 if TYPE_CHECKING:
     from ...connection import Connection, Stored  # it imports nats, which imports aiohttp where that is installed
@@ -62,6 +63,18 @@ class BatchStore:
         fields = {} if keep_s is None else {headers.TTL: f"{max(1, round(keep_s))}s"}
         body = json.dumps({"v": VERSION, **content}, separators=(",", ":"), ensure_ascii=False).encode()
         return await self._write(self._subject(what, tenant, key), body, expected, fields)
+
+    async def add(
+        self, what: What, tenant: str, key: str, content: dict[str, Any], *, keep_s: float | None = None
+    ) -> int:
+        """Store a new document of a caller. As `put`, and QueueFull where the bucket has room for updates only, without
+        which no batch could end.
+        """
+        try:
+            await check_room(self._connection, self.stream, "files and batches", "batches that run")
+        except NotFound:
+            raise NotFound(f"there is no stream {self.stream}: run `aiqueue apply` first") from None
+        return await self.put(what, tenant, key, content, expected=0, keep_s=keep_s)
 
     async def delete(self, what: What, tenant: str, key: str, *, expected: int) -> None:
         """Delete a document whose sequence is `expected`. Raises as `put`."""

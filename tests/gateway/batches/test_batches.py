@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.errors import BadInput, NotFound, Unavailable
+from aiqueue.errors import BadInput, NotFound, QueueFull, Unavailable
 from aiqueue.gateway import Batches, BatchQuota, BatchQuotas, Budgets, UsageLedger, UsageStore
 from aiqueue.gateway.batches import BatchEnded, engine
 from aiqueue.gateway.batches.engine import BatchLines
@@ -22,7 +22,7 @@ from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 
 from ...support import Eventually
 from ..running import billed, running, write_config
-from .lines import chat_line, create, jsonl, records, reported
+from .lines import CHAT, chat_line, create, jsonl, records, reported
 
 
 async def test_each_line_of_a_batch_is_called_once_and_stands_in_the_output(
@@ -285,6 +285,24 @@ async def test_quotas_hold_for_a_tenant(client: aiqueue.Client) -> None:
     assert len(await small.batches("acme")) == 1
     assert len(await small.files("acme")) == 2
     assert sorted([each.document.size async for each in client.documents.find("acme")]) == [1, 100]
+
+
+async def test_a_full_bucket_takes_no_new_file_or_batch_and_cancels_what_runs(
+    client: aiqueue.Client,
+) -> None:
+    batches, stream = Batches(client), client.topology.batches_stream.name
+    batch = await create(client, [chat_line(1)])
+    for number in range(20):
+        await batches.upload(b"%d" % number, tenant="globex")
+    declared = await client.connection.api(f"STREAM.INFO.{stream}")
+    most = int(declared["state"]["bytes"] / 0.9) - 1
+    await client.connection.api(f"STREAM.UPDATE.{stream}", {**declared["config"], "max_bytes": most})
+    with pytest.raises(QueueFull, match="its last tenth is for batches that run"):
+        await batches.upload(b"x", tenant="acme")
+    with pytest.raises(QueueFull, match="its last tenth is for batches that run"):
+        await batches.create(batch.input_file_id, tenant="acme", endpoint=CHAT)
+    await batches.cancel(batch.id, tenant="acme")
+    assert [each.status for each in await batches.batches("acme")] == ["cancelling"]
 
 
 async def test_a_batch_whose_creator_died_before_its_job_was_stored_is_run_when_it_is_asked_for(

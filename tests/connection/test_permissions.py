@@ -489,21 +489,22 @@ async def test_the_documented_permissions_of_api_keys_suffice(
 
 
 async def test_the_documented_permissions_of_batches_suffice(
-    own_server: OwnServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    own_server: OwnServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually,
+) -> None:  # fmt: skip
     """Of whoever creates, reads and cancels them, and of a gateway worker that runs them."""
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     maker = user("maker", *documented("if it uploads files and creates, reads or cancels [batches]"))
     rows = "a worker", "if it serves a family with a `limit_key`", "if it runs [batches]"
     worker = user("worker", *documented(*rows))
     server = own_server(f"authorization {{ users: [ {{ user: all, password: p }}, {maker}, {worker} ] }}")
-    async with aiqueue.connect(url=server.url, user="all", password="p") as every:
-        await provision.apply(every.connection, every.topology)
     async with (
         StandIn() as standin,
+        aiqueue.connect(url=server.url, user="all", password="p") as every,
         aiqueue.connect(url=server.url, user="maker", password="p") as making,
         aiqueue.connect(url=server.url, user="worker", password="p") as serving,
     ):
+        await provision.apply(every.connection, every.topology)
         config = write_config(tmp_path, standin.url)
         batch = await create(making, [chat_line(1), chat_line(2, model="none")])
         batches = Batches(making)
@@ -516,6 +517,16 @@ async def test_the_documented_permissions_of_batches_suffice(
             await batches.cancel(second.id, tenant="acme")
             second = await batches.wait(second.id, tenant="acme")
             assert second.status == "cancelled"
+            third = await create(making, map(chat_line, range(300)))
+            called = len(standin.calls)
+            await eventually(lambda: len(standin.calls) > called)
+            await every.cancel(third.id, family="gateway.batches", tenant="acme")  # its worker sees to the rest
+            assert (await batches.wait(third.id, tenant="acme")).status == "cancelled"
+        fourth = await create(making, [chat_line(1)])
+        await every.cancel(fourth.id, family="gateway.batches", tenant="acme")
+        monkeypatch.setattr("aiqueue.gateway.batches.client.LOOK_AFTER_S", 0)
+        async with GatewayWorker(config).running(serving):  # and here who asks
+            assert (await batches.wait(fourth.id, tenant="acme")).status == "cancelled"
         await batches.delete_file(batch.input_file_id, tenant="acme")
     assert "denied" not in caplog.text
     assert "Violation" not in caplog.text

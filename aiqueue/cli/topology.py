@@ -10,7 +10,7 @@ import typer
 
 from . import output
 from .limits import describe_override
-from .options import DRIFT, Json, ServerOptions, add_command
+from .options import DRIFT, FAILED, Json, ServerOptions, add_command, print_error
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -29,6 +29,8 @@ def register(app: typer.Typer) -> None:
 def plan(options: ServerOptions, *, json: Json = False) -> None:
     """Show what `apply` would change, problems that `apply` cannot solve, and limits that operators have set.
 
+    For streams that differ, also who applied them last, and how much the streams set aside on the server.
+
     Exit codes: 0 nothing to change, 3 the server differs from the declaration, or something stops a stream.
     """
     from ..inspect import read_overrides_if_allowed  # noqa: PLC0415
@@ -43,7 +45,9 @@ def plan(options: ServerOptions, *, json: Json = False) -> None:
     if json:
         output.print_json({"drift": found.drift, **_listed(found), "overrides": [asdict(each) for each in overrides]})
     else:
+        _print_sums(found)
         _print_changes(found)
+        _print_authors(found)
         if found.drift:
             output.print_line(f"\n{_summary(found)}")
         elif not found.problems:
@@ -60,23 +64,46 @@ def apply(
     allow_data_loss: Annotated[
         bool, typer.Option("--allow-data-loss", metavar="", help="Also make changes that delete messages.")
     ] = False,
+    allow_full: Annotated[
+        bool, typer.Option("--allow-full", metavar="", help="Also lower limits below what is stored.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Create and update the server's streams as declared.
+    """Create and update the server's streams as declared, all of them or none.
 
-    Safe to repeat. Changes that would delete messages are refused without --allow-data-loss.
+    Safe to repeat. Changes that would delete messages are refused without --allow-data-loss, and limits below what a
+    stream stores, so that it would take no further job, without --allow-full.
     """
+    from ..errors import ConfigMismatch, DataLossRefused  # noqa: PLC0415
     from ..topology import provision  # noqa: PLC0415
 
+    refused: tuple[str, ...] = ()
+
+    def show(found: provision.Plan) -> None:
+        nonlocal refused
+        refused = found.refusals
+        refused += () if allow_data_loss else tuple(f"{each} (--allow-data-loss permits it)" for each in found.losses)
+        refused += () if allow_full else tuple(f"{each} (--allow-full permits it)" for each in found.stops)
+        if not json:
+            _print_sums(found)
+
     async def apply_changes(client: Client) -> tuple[provision.Plan, int]:
-        made = await provision.apply(client.connection, client.topology, allow_data_loss=allow_data_loss)
+        made = await provision.apply(
+            client.connection, client.topology, allow_data_loss=allow_data_loss, allow_full=allow_full, on_plan=show
+        )
         return made, len(client.topology.streams)
 
-    made, streams = options.run_with_client(apply_changes, declare=False)
+    try:
+        made, streams = options.run_with_client(apply_changes, declare=False)
+    except (ConfigMismatch, DataLossRefused) as error:
+        for each in refused or (str(error),):
+            print_error(each)
+        raise typer.Exit(FAILED) from None
     if json:
         output.print_json(_listed(made))
         return
     _print_changes(made)
+    _print_authors(made)
     if made.drift:
         output.print_line(f"\n{output.format_count(len(made.changes), 'change')} made")
     elif not made.problems:
@@ -84,11 +111,29 @@ def apply(
     _print_problems(made)
 
 
-def _listed(found: provision.Plan) -> dict[str, list[dict[str, Any]]]:
+def _listed(found: provision.Plan) -> dict[str, Any]:
+    sums = [asdict(each) for each in found.sums]
     return {
         "changes": [asdict(each) for each in found.changes],
-        "problems": [asdict(each) for each in found.problems],
+        "sum": {each.pop("storage"): each for each in sums},
+        "problems": [asdict(each) for each in (*found.shortages, *found.problems)],
+        "applied": [asdict(each) for each in found.applied],
     }
+
+
+def _print_sums(found: provision.Plan) -> None:
+    """Print what the streams set aside on the server, where that is to change."""
+    for each in found.sums:
+        if each.added:
+            output.print_line(each.line())
+
+
+def _print_authors(found: provision.Plan) -> None:
+    """Print who applied the streams last that differ."""
+    if authors := found.authors():
+        output.print_line("")
+    for line in authors:
+        output.print_line(output.escape_controls(line))
 
 
 def _print_problems(found: provision.Plan) -> None:
@@ -120,4 +165,6 @@ def _summary(found: provision.Plan) -> str:
         return f"{text}; {len(found.refusals)} cannot be made in place, so `aiqueue apply` would make none"
     if found.losses:
         return f"{text}; {len(found.losses)} would delete messages: to make them, run `aiqueue apply --allow-data-loss`"
+    if found.stops:
+        return f"{text}; {len(found.stops)} would stop a stream: to make them, run `aiqueue apply --allow-full`"
     return f"{text}: run `aiqueue apply` to make {'it' if len(found.changes) == 1 else 'them'}"

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .. import units
 from .problems import Problem
 
+if TYPE_CHECKING:
+    from .stamps import Applied
+
 Action = Literal["create", "update", "replace-needed", "delete-lanes"]
+
+Storage = Literal["file", "memory"]
+STORAGES: Mapping[Storage, str] = {"file": "file storage", "memory": "memory"}  # and their names
 
 _NAMES_SHOWN = 3  # names listed before "and N more"
 _DURATIONS = ("ack_wait", "duplicate_window", "inactive_threshold", "max_age")  # nanoseconds
@@ -30,7 +36,7 @@ class Change:
     """One change of a plan, to the stream itself, or to the consumers of its `lanes` if there are any.
 
     `loss`: which messages it would delete. `refused`: why the server cannot make the change in place, and what to do.
-    `note`: what else to expect. Each is a sentence, or None.
+    `stop`: why the stream would store nothing more. `note`: what else to expect. Each is a sentence, or None.
     """
 
     stream: str
@@ -40,6 +46,7 @@ class Change:
     loss: str | None = None
     refused: str | None = None
     note: str | None = None
+    stop: str | None = None
 
     def lines(self) -> list[str]:
         """Return the change as text, one line per field. Lines start with ``+``, ``~``, ``-`` or, if refused, ``!``."""
@@ -56,13 +63,45 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageSum:
+    """What streams set aside of one storage, in bytes, all copies included.
+
+    `declared`: by the declared streams in all, `one_copy`: by one copy of each, which is what a server of a cluster
+    holds at most. `added`: more than now, negative for less. `limit`: of the account, None if it has none; the server
+    then has a limit of its own, which it does not tell. `free`: what is left of `limit` now.
+    """
+
+    storage: Storage
+    declared: int
+    one_copy: int
+    added: int
+    limit: int | None
+    free: int | None
+
+    def line(self) -> str:
+        """Return the sum as one line."""
+        change = f"{units.short_size(abs(self.added))} {'less' if self.added < 0 else 'more'} than now"
+        copy = f" ({units.short_size(self.one_copy)} on each server)" if self.one_copy < self.declared else ""
+        text = f"{STORAGES[self.storage]}: {units.short_size(self.declared)} set aside{copy}, {change}"
+        if self.limit is None or self.free is None:
+            return f"{text}; the account has no limit, and the server does not tell its own"
+        return f"{text}; free: {units.short_size(self.free)} of {units.short_size(self.limit)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What apply would change, and the `problems` that it does not solve. Empty if the server matches the declaration
     and nothing disturbs it.
+
+    `sums`: what the declared streams set aside. `shortages`: what the account lacks for the changes, so that apply
+    makes none. `applied`: who applied the streams last, as far as they carry a stamp.
     """
 
     changes: tuple[Change, ...]
     problems: tuple[Problem, ...] = ()
+    sums: tuple[StorageSum, ...] = ()
+    shortages: tuple[Problem, ...] = ()
+    applied: tuple[Applied, ...] = ()
 
     @property
     def drift(self) -> bool:
@@ -76,13 +115,25 @@ class Plan:
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """A sentence for each change that cannot be made in place."""
-        return tuple(f"{each.stream}: {each.refused}" for each in self.changes if each.refused)
+        """A sentence for each change that cannot be made in place, and for each shortage."""
+        return tuple(f"{each.stream}: {each.refused}" for each in self.changes if each.refused) + tuple(
+            f"{each.stream}: {each.text}: {each.remedy}" for each in self.shortages
+        )
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """A sentence for each change after which a stream would store nothing more."""
+        return tuple(f"{each.stream}: {each.stop}" for each in self.changes if each.stop)
 
     def lines(self) -> list[str]:
-        """Return the plan as a text diff, one line per field, and a line for each problem."""
+        """Return the plan as a text diff, one line per field, and a line for each shortage and problem."""
         changes = [line for change in self.changes for line in change.lines()]
-        return changes + [problem.line() for problem in self.problems]
+        return changes + [problem.line() for problem in self.shortages + self.problems]
+
+    def authors(self) -> list[str]:
+        """Return a line for each stream that would be changed: who applied it last, and what that means."""
+        changed = {each.stream for each in self.changes}
+        return [each.line() for each in self.applied if each.stream in changed]
 
 
 def _format_lanes(lanes: tuple[str, ...]) -> str:

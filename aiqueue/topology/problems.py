@@ -7,7 +7,7 @@ here: a consumer, a mirror or a source may belong to another application.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -152,16 +152,25 @@ async def list_consumers(conn: Connection, stream: str) -> list[dict[str, Any]]:
             return configs
 
 
-async def list_readers(conn: Connection) -> list[dict[str, Any]]:
-    """Return the configurations of the account's streams that are mirrors or have sources. Reads page by page."""
-    seen, configs = 0, []
+async def list_streams(conn: Connection) -> list[dict[str, Any]]:
+    """Return the configurations of the account's streams. Reads page by page."""
+    configs: list[dict[str, Any]] = []
     while True:
-        page = await conn.api("STREAM.LIST", {"offset": seen})
+        page = await conn.api("STREAM.LIST", {"offset": len(configs)})
         found = page.get("streams") or []
-        seen += len(found)
-        configs += [each["config"] for each in found if each["config"].get("mirror") or each["config"].get("sources")]
-        if not found or seen >= page["total"]:
+        configs += [each["config"] for each in found]
+        if not found or len(configs) >= page["total"]:
             return configs
+
+
+def readers_of(streams: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the configurations of those that are mirrors or have sources."""
+    return [each for each in streams if each.get("mirror") or each.get("sources")]
+
+
+async def list_readers(conn: Connection) -> list[Mapping[str, Any]]:
+    """Return the configurations of the account's streams that are mirrors or have sources."""
+    return readers_of(await list_streams(conn))
 
 
 def foreign_readers(

@@ -6,16 +6,18 @@ an operator. The exceptions are fields that stop aiqueue (`problems`).
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from .. import subjects
 from ..connection import Connection
-from ..errors import ConfigMismatch, DataLossRefused, NotFound, QueueFull, ServerError, Unavailable
-from .changes import Change, FieldChange, Plan, format_value
+from ..errors import ConfigMismatch, DataLossRefused, NotFound
+from .account import find_shortages, read_limits, sum_up
+from .changes import Change, FieldChange, Plan, StorageSum, format_value
 from .declared import Family, StreamSpec, Topology, lane_name
+from .execution import PlanExecution
 from .problems import (
     FATAL_LANE_SETTINGS,
     ROLES_WITH_CONSUMERS,
@@ -24,14 +26,15 @@ from .problems import (
     foreign_readers,
     is_unusable,
     list_consumers,
-    list_readers,
+    list_streams,
+    readers_of,
     stream_problems,
 )
+from .stamps import Applied, Applier, hash_declaration, read_stamp
 
-__all__ = ["Change", "FieldChange", "Plan", "apply", "create_missing", "plan"]
+__all__ = ["Applied", "Change", "FieldChange", "Plan", "StorageSum", "apply", "create_missing", "plan"]
 
 ROUNDS_MAX = 3  # how often apply plans again, if another process applies at the same time
-_PARALLEL = 16  # lanes changed at once: in a cluster each takes tens of milliseconds
 
 KEY_LANE_DOTS = 5  # in the subject of a lane of a limited key
 _ONE_WAY = ("allow_msg_schedules", "allow_msg_ttl")  # can be switched on in place, never off
@@ -43,9 +46,11 @@ async def plan(conn: Connection, topology: Topology) -> Plan:
     Raises Unavailable, AccessDenied or ServerError.
     """
     families = {each.stream: each for each in topology.families.values()}
-    readers = await list_readers(conn)
+    listed = await list_streams(conn)
+    readers = readers_of(listed)
     changes: list[Change] = []
     problems: list[Problem] = []
+    applied: list[Applied] = []
     for spec in topology.streams.values():
         try:
             info = await conn.api(f"STREAM.INFO.{spec.name}")
@@ -53,6 +58,8 @@ async def plan(conn: Connection, topology: Topology) -> Plan:
             changes.append(await _plan_creation(conn, spec))
             continue
         problems += stream_problems(spec, info["config"])
+        stamp = read_stamp(spec.name, info["config"], hash_declaration(topology, spec))
+        applied += [stamp] if stamp else []
         if is_unusable(info["config"]):
             continue
         if change := await _plan_update(conn, spec, info):
@@ -62,18 +69,43 @@ async def plan(conn: Connection, topology: Topology) -> Plan:
             problems += foreign_readers(spec.name, spec.role, family.name if family else "", consumers, readers)
             if family is not None and family.role == "work":
                 changes += _plan_lanes(family, consumers)
-    order = {"create": 0, "delete-lanes": 1, "update": 2, "replace-needed": 2}
-    return Plan(tuple(sorted(changes, key=lambda each: order[each.action])), tuple(problems))
+    changes.sort(key=_order)
+    replicas = max((each.config.get("num_replicas", 1) for each in topology.streams.values()), default=1)
+    limits = await read_limits(conn, replicas)
+    sums = sum_up(topology, listed, changes, limits)
+    shortages = find_shortages(topology, listed, changes, limits, sums, clustered=bool(conn.cluster))
+    return Plan(tuple(changes), tuple(problems), sums, tuple(shortages), tuple(applied))
 
 
-async def apply(conn: Connection, topology: Topology, *, allow_data_loss: bool = False) -> Plan:
+def _order(change: Change) -> int:
+    """What gives room comes first, what cannot be undone last."""
+    if change.action == "update":
+        lowers = any(each.key == "max_bytes" and each.wanted < (each.live or 0) for each in change.fields)
+        return 4 if change.loss else 0 if lowers else 3
+    return {"create": 1, "delete-lanes": 2, "replace-needed": 3}[change.action]
+
+
+async def apply(
+    conn: Connection,
+    topology: Topology,
+    *,
+    allow_data_loss: bool = False,
+    allow_full: bool = False,
+    on_plan: Callable[[Plan], None] | None = None,
+) -> Plan:
     """Create and update the streams and lanes as `topology` declares them, and return the plan that was executed.
 
-    Safe to repeat, and several processes may apply at the same time. Nothing is changed if any change is refused, or
-    would delete messages while `allow_data_loss` is False. Messages stored in the milliseconds between this check and
-    the change are not counted. Raises ConfigMismatch, which says what to do, DataLossRefused, and what `plan` raises.
+    Safe to repeat, and several processes may apply at the same time. All or nothing: nothing is changed if any change
+    is refused, would delete messages while `allow_data_loss` is False, or would leave a stream that takes no message
+    while `allow_full` is False; and if the server refuses one all the same, those before it are undone. Messages stored
+    in the milliseconds between this check and the change are not counted. `on_plan` gets the plan before that check.
+
+    Raises ConfigMismatch, which says what to do, DataLossRefused, and what `plan` raises.
     """
     executed = found = await plan(conn, topology)
+    if on_plan is not None:
+        on_plan(found)
+    execution = _execution(conn, topology)
     for _ in range(ROUNDS_MAX):
         if not found.drift:
             return executed
@@ -81,13 +113,14 @@ async def apply(conn: Connection, topology: Topology, *, allow_data_loss: bool =
             raise ConfigMismatch("; ".join(found.refusals))
         if found.losses and not allow_data_loss:
             raise DataLossRefused(found.losses)
-        for change in found.changes:
-            await _execute(conn, topology, change)
+        if found.stops and not allow_full:
+            raise ConfigMismatch("; ".join(f"{each}: to do so all the same, add --allow-full" for each in found.stops))
+        await execution.run(found.changes)
         # Another process may have applied between our read and our write, so plan again. Lanes are deleted only once:
         # workers that still run with the previous declaration recreate their lanes.
         current = await plan(conn, topology)
-        executed = Plan(executed.changes, current.problems)
-        found = Plan(tuple(each for each in current.changes if each.action != "delete-lanes"))
+        executed = replace(executed, problems=current.problems)
+        found = replace(current, changes=tuple(each for each in current.changes if each.action != "delete-lanes"))
     if found.drift:
         problem = "the server still differs from the declaration after apply; does another program change its streams?"
         raise ConfigMismatch(f"{problem} {'; '.join(found.lines())}")
@@ -96,9 +129,14 @@ async def apply(conn: Connection, topology: Topology, *, allow_data_loss: bool =
 
 async def create_missing(conn: Connection, topology: Topology) -> None:
     """Create the streams that the server does not have, and change nothing else. For use where `apply` was refused."""
+    execution = _execution(conn, topology)
     for change in (await plan(conn, topology)).changes:
         if change.action == "create" and not change.refused:
-            await _execute(conn, topology, change)
+            await execution.create(topology.streams[change.stream])
+
+
+def _execution(conn: Connection, topology: Topology) -> PlanExecution:
+    return PlanExecution(conn, topology, Applier.here(conn.settings.name), _wanted_config, _find_conflict)
 
 
 async def _plan_creation(conn: Connection, spec: StreamSpec) -> Change:
@@ -123,7 +161,7 @@ async def _plan_update(conn: Connection, spec: StreamSpec, info: Mapping[str, An
     """Return how an existing stream differs from its declaration, None if it does not."""
     live, wanted = info["config"], _wanted_config(spec, info["config"])
     effects = {each.key: each.effect for each in fatal_settings(spec, live)}
-    fields, losses, refusals = [], [], []
+    fields, losses, refusals, stops = [], [], [], []
     for key, value in wanted.items():
         if _is_same(live.get(key), value):
             continue
@@ -133,16 +171,18 @@ async def _plan_update(conn: Connection, spec: StreamSpec, info: Mapping[str, An
             if refused
             else _loss_of_replicas(key, live, wanted) or _loss_of_messages(key, live, wanted, info["state"])
         )
+        stop = None if refused or loss else _stop(key, live, wanted, info["state"])
         if key == "subjects":
             refused = await _refuse_subjects(conn, spec, live.get("subjects") or [], value)
-        fields.append(FieldChange(key, live.get(key), value, refused or loss or effects.get(key)))
+        fields.append(FieldChange(key, live.get(key), value, refused or loss or stop or effects.get(key)))
         losses += [loss] if loss else []
+        stops += [stop] if stop else []
         refusals += [refused] if refused else []
     if not fields:
         return None
     if refusals:
         return Change(spec.name, "replace-needed", tuple(fields), refused="; ".join(refusals))
-    return Change(spec.name, "update", tuple(fields), loss="; ".join(losses) or None)
+    return Change(spec.name, "update", tuple(fields), loss="; ".join(losses) or None, stop="; ".join(stops) or None)
 
 
 def _wanted_config(spec: StreamSpec, live: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,6 +252,17 @@ def _loss_of_messages(
     return f"{lowering} the oldest messages" if over else None
 
 
+def _stop(key: str, live: Mapping[str, Any], wanted: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
+    """Return a sentence if the stream would store nothing more after the change of a field: it keeps what it has."""
+    stored = {"max_bytes": state["bytes"], "max_msgs": state["messages"]}.get(key)
+    if stored is None or not _limit_or_inf(wanted[key]) < min(stored, _limit_or_inf(live.get(key))):
+        return None
+    return (
+        f"lowering {key} from {format_value(key, live.get(key))} to {format_value(key, wanted[key])} while "
+        f"{format_value(key, stored)} are stored: until there are fewer, the stream takes no message (StreamFull)"
+    )
+
+
 def _limit_or_inf(value: int | None) -> float:
     return value if value and value > 0 else math.inf
 
@@ -278,82 +329,3 @@ def _plan_lanes(family: Family, consumers: list[dict[str, Any]]) -> list[Change]
 def _without_fatal(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fatal settings of a lane's consumer, to be unset."""
     return {key: None for key in FATAL_LANE_SETTINGS if config.get(key) not in (None, False, [], "none")}
-
-
-async def _execute(conn: Connection, topology: Topology, change: Change) -> None:
-    spec = topology.streams[change.stream]
-    match change.action:
-        case "create":
-            await _create(conn, spec)
-        case "update" if change.lanes:
-            family = next(each for each in topology.work_families if each.stream == change.stream)
-            await _for_each_lane(change.lanes, lambda name: _update_lane(conn, family, name))
-        case "update":
-            live = (await conn.api(f"STREAM.INFO.{spec.name}"))["config"]
-            # An update replaces the whole configuration, so undeclared fields are sent with their live values.
-            await _configure(conn, "UPDATE", spec, live | _wanted_config(spec, live))
-        case "delete-lanes":
-            await _for_each_lane(change.lanes, lambda name: _delete_lane(conn, spec.name, name))
-        case "replace-needed":
-            raise AssertionError("a plan with a refused change was executed")
-
-
-async def _create(conn: Connection, spec: StreamSpec) -> None:
-    try:
-        await _configure(conn, "CREATE", spec, dict(spec.config))
-    except (ConfigMismatch, ServerError):
-        # Since the plan, another process may have created the stream, or another one with its subjects.
-        if conflict := await _find_conflict(conn, spec.name, spec.config["subjects"]):
-            raise ConfigMismatch(f"{spec.name}: {conflict}") from None
-        try:
-            await conn.api(f"STREAM.INFO.{spec.name}")  # compared in the next round of apply
-        except NotFound:
-            pass
-        else:
-            return
-        raise
-
-
-async def _configure(
-    conn: Connection, verb: Literal["CREATE", "UPDATE"], spec: StreamSpec, config: dict[str, Any]
-) -> None:
-    try:
-        await conn.api(f"STREAM.{verb}.{spec.name}", config)
-    except QueueFull as error:
-        for limit in ("max_consumers", "max_streams"):
-            if f" {limit.removeprefix('max_')} " in error.reason:
-                needed = f"needs {limit} of {config[limit]:,} or more" if limit in config else "is a stream too many"
-                remedy = f"raise {limit} of this account in the server's configuration"
-                raise ConfigMismatch(f"{spec.name} {needed}: {error.reason}: {remedy}") from None
-        needed = f"{format_value('max_bytes', config.get('max_bytes', -1))} of {config['storage']} storage"
-        raise ConfigMismatch(f"{spec.name} reserves {needed}, too much for the server: {error.reason}") from None
-    except (ServerError, Unavailable) as error:
-        if "non-clustered" not in str(error):
-            raise
-        problem = f"{spec.name}: {config['num_replicas']} replicas need a cluster, but this is a single server"
-        raise ConfigMismatch(f"{problem}: apply with --profile single") from None
-
-
-async def _for_each_lane(names: tuple[str, ...], do: Callable[[str], Awaitable[None]]) -> None:
-    for start in range(0, len(names), _PARALLEL):
-        await asyncio.gather(*(do(name) for name in names[start : start + _PARALLEL]))
-
-
-async def _update_lane(conn: Connection, family: Family, name: str) -> None:
-    """Set the declared limits of a lane. A lane that was deleted meanwhile is ignored: workers recreate it."""
-    try:
-        live = (await conn.api(f"CONSUMER.INFO.{family.stream}.{name}"))["config"]
-        subject = f"CONSUMER.CREATE.{family.stream}.{name}.{live['filter_subject']}"
-        lane = family.lane_of(name)
-        kept = {key: value for key, value in live.items() if key not in FATAL_LANE_SETTINGS}
-        config = kept | family.lane_limits(lane.tenant if lane else "*")
-        await conn.api(subject, {"stream_name": family.stream, "config": config, "action": "update"})
-    except NotFound:
-        return
-
-
-async def _delete_lane(conn: Connection, stream: str, name: str) -> None:
-    try:
-        await conn.api(f"CONSUMER.DELETE.{stream}.{name}")
-    except NotFound:
-        return

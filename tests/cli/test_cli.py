@@ -10,6 +10,7 @@ import os
 import re
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -340,8 +341,17 @@ class TestPlanAndApply:
         plan = json.loads(result.stdout)
         assert plan["drift"] is True
         assert {each["action"] for each in plan["changes"]} == {"create"}
+        assert plan["applied"] == []
+        reserved = plan["sum"]["file"]
+        assert reserved["declared"] == reserved["added"] > 2**30
+        assert (reserved["limit"], reserved["free"]) == (None, None)  # of the tests' account
         cli("apply")
-        assert data(cli("plan", "--json")) == {"drift": False, "changes": [], "problems": [], "overrides": []}
+        plan = data(cli("plan", "--json"))
+        assert (plan["drift"], plan["changes"], plan["problems"], plan["overrides"]) == (False, [], [], [])
+        assert plan["sum"]["file"] == {**reserved, "added": 0}
+        assert {(each["host"], each["version"], each["same"]) for each in plan["applied"]} == {
+            (socket.gethostname(), aiqueue.__version__, True)
+        }
 
     def test_a_foreign_mirror_is_exit_code_3_for_plan_and_shown_by_apply(self, ready: Cli, account: Account) -> None:
         async def make_mirror() -> None:

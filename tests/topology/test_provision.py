@@ -13,8 +13,8 @@ from aiqueue import subjects
 from aiqueue.config import Settings
 from aiqueue.connection import Connection
 from aiqueue.errors import AIQueueError, ConfigMismatch, DataLossRefused, NotFound
-from aiqueue.topology import provision
 from aiqueue.topology.declared import Topology, bundled_directory
+from aiqueue.topology.execution import PlanExecution
 from aiqueue.topology.provision import apply, plan
 
 from ..support import Account
@@ -201,7 +201,7 @@ class TestDataLoss:
     async def test_full_work_streams_keep_their_jobs_under_lower_totals(self, conn: Connection) -> None:
         await apply(conn, declared())
         await publish(conn, "ai.x.y.acme", 10)
-        await apply(conn, declared("max_msgs = 4\nmax_bytes = 50"))
+        await apply(conn, declared("max_msgs = 4\nmax_bytes = 50"), allow_full=True)
         assert await stored(conn, "X_Y") == {"ai.x.y.acme.normal": 10}
 
     @pytest.mark.parametrize("line", ["max_msgs = 4", "max_bytes = 200", "max_msgs_per_subject = 4", "max_age = '1s'"])
@@ -226,7 +226,7 @@ class TestDataLoss:
 
         await apply(conn, dead("new", 100))
         await publish(conn, "ai.dead.x.y.acme.1", 10)
-        await apply(conn, dead("new", 5))
+        await apply(conn, dead("new", 5), allow_full=True)
         assert await stored(conn, "AI_DEAD") == {"ai.dead.x.y.acme.1": 10}
         with pytest.raises(DataLossRefused, match="switching discard to old"):
             await apply(conn, dead("old", 5))
@@ -345,13 +345,13 @@ class TestLanes:
     ) -> None:
         await apply(conn, declared())
         await make_lane(conn, declared(), "acme", "high")
-        delete = provision._delete_lane
+        delete = PlanExecution._delete_lane
 
-        async def delete_and_remake(conn: Connection, stream: str, name: str) -> None:
-            await delete(conn, stream, name)
+        async def delete_and_remake(execution: PlanExecution, stream: str, name: str) -> None:
+            await delete(execution, stream, name)
             await make_lane(conn, declared(), "acme", "high")
 
-        monkeypatch.setattr(provision, "_delete_lane", delete_and_remake)
+        monkeypatch.setattr(PlanExecution, "_delete_lane", delete_and_remake)
         made = await apply(conn, declared(family="lane_storage = 'memory'"))
         assert [each.action for each in made.changes] == ["delete-lanes"]
 

@@ -1,0 +1,98 @@
+"""Who applied a stream last, and from which declaration: in the metadata of the stream. No setting, so never drift."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from .declared import StreamSpec, Topology
+
+PREFIX = "aiqueue."
+_UNNAMED = "aiqueue"  # the default of the setting `name`
+_SHARED = ("work", "inbox")  # the others take subjects of other services' families, too
+
+
+def hash_declaration(topology: Topology, spec: StreamSpec) -> str:
+    """Return 16 characters that two declarations of a stream and its lanes share only if they are the same."""
+    config = {key: value for key, value in spec.config.items() if key != "subjects" or spec.role in _SHARED}
+    lanes = [
+        [each.lane_limits("*"), each.lane_storage, {tenant: each.lane_limits(tenant) for tenant in each.tenants}]
+        for each in topology.work_families
+        if each.stream == spec.name
+    ]
+    return hashlib.sha256(json.dumps([config, lanes], sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Applier:
+    """Who applies: what its streams are stamped with."""
+
+    service: str
+    host: str
+    version: str
+    run: str  # of this apply, by which it knows what it created
+
+    @classmethod
+    def here(cls, name: str) -> Self:
+        """Return this process. `name` is the setting, the name of the service unless it is the default."""
+        version = sys.modules[__name__.partition(".")[0]].__version__  # of the package, which imports this module
+        return cls("" if name == _UNNAMED else name, socket.gethostname(), version, secrets.token_hex(8))
+
+    def stamp(self, metadata: Mapping[str, str] | None, declaration: str) -> dict[str, str]:
+        """Return a stream's metadata with the stamp of this apply in place of the last one."""
+        others = {key: value for key, value in (metadata or {}).items() if not key.startswith(PREFIX)}
+        values = {
+            "config": declaration, "service": self.service, "host": self.host, "version": self.version,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"), "apply": self.run,
+        }  # fmt: skip
+        return others | {f"{PREFIX}{key}": value for key, value in values.items() if value}
+
+    def made(self, config: Mapping[str, Any]) -> bool:
+        """Return whether a stream was created or changed last by this apply."""
+        return bool((config.get("metadata") or {}).get(f"{PREFIX}apply") == self.run)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """Who applied a stream last. `same`: from the declaration that this process has. `at` is of the host's clock.
+
+    `service` is the setting `name`, "" if it was not set.
+    """
+
+    stream: str
+    service: str
+    host: str
+    version: str
+    at: str
+    same: bool
+
+    @property
+    def by(self) -> str:
+        """Return who, as a phrase."""
+        who = f"{self.service} on {self.host}" if self.service else self.host
+        return f"{who} (aiqueue {self.version}, {self.at})"
+
+    def line(self) -> str:
+        """Return who applied the stream, for a stream that differs now, and what that means."""
+        if self.same:
+            return f"{self.stream}: applied as declared here by {self.by}, and changed since by another program"
+        return (
+            f"{self.stream}: applied from another declaration by {self.by}: where two services apply different ones, "
+            "each undoes the other's"
+        )
+
+
+def read_stamp(stream: str, live: Mapping[str, Any], declaration: str) -> Applied | None:
+    """Return who applied a live stream last; None: nobody, or a version that left no stamp."""
+    found = {key.removeprefix(PREFIX): str(value) for key, value in (live.get("metadata") or {}).items()}
+    if "config" not in found:
+        return None
+    service, host, version, at = (found.get(each, "") for each in ("service", "host", "version", "at"))
+    return Applied(stream, service, host, version, at, same=found["config"] == declaration)

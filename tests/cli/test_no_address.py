@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from aiqueue.errors import SettingsError
 from aiqueue.server import DIRECTORY, EmbeddedServer
 
 from .. import forks
-from ..support import ROOT, processes, stream_names, wait_until
+from ..support import ROOT, Account, processes, wait_until
 from .test_cli import WORKER, clear_environment, one_line, run_main
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
@@ -148,9 +147,8 @@ class TestServer:
         result = run_main("plan")
         assert result.returncode == 3
         assert "create stream AI_AGENT_TASKS" in result.stdout
-        account: Any = type("Account", (), {"address": ("127.0.0.1", server.port), "user": server.user,
-                                            "password": server.password})  # fmt: skip
-        assert stream_names(account) == []
+        account = Account(server.url, server.user, server.password)
+        assert account.stream_names() == []
 
     async def test_its_url_is_printed_for_scripts(self, server: EmbeddedServer) -> None:
         printed = run("server --print-url", AIQUEUE_EMBEDDED="never")

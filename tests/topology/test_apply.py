@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ class TestAllOrNothing:
                 await create(execution, created)
 
             monkeypatch.setattr(PlanExecution, "create", both_create)
-            order = Topology("single", topology.families, {"X_Y": spec, **topology.streams})
+            order = replace(topology, streams={"X_Y": spec, **topology.streams})
             with pytest.raises(ConfigMismatch, match="too much for the server"):
                 await apply(conn, order)
             assert await names(conn) == ["X_Y"]

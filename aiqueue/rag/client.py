@@ -134,8 +134,10 @@ class Rag:
     async def status(self, document_id: str, *, tenant: str, timeout: Duration = "5s") -> DocumentState:
         """Return what is known of the newest version of a document: its state, stage, and chunks done of total.
 
-        A worker answers. Raises NotFound if nothing is known of the document, and Unavailable if no worker answers.
+        A worker answers. Raises NotFound if nothing is known of the document, Unavailable if no worker answers, and
+        UnknownFamily if the family rag.ingest is not declared.
         """
+        self._client.topology.family(RagDocument.aiq_family)
         from ..requests import replies  # noqa: PLC0415  (imports the client of NATS)
 
         subject = f"{STATUS}.{subjects.token('tenant', tenant)}"

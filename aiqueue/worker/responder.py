@@ -146,7 +146,7 @@ class Responder:
             if family.reply_within_s is None:
                 raise BadInput(f"family {family.name} answers no requests: {family.advise_to_set('reply_within')}")
         if not found:
-            raise BadInput("no family answers requests: set reply_within in a stream file")
+            raise BadInput("no declared family answers requests: set reply_within in a stream file or an overlay")
         return found
 
 

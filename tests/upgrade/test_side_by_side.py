@@ -357,6 +357,28 @@ async def test_apply_of_either_version_leaves_what_the_other_has_made(
     assert await streams() == before
 
 
+async def test_a_former_apply_leaves_optional_families_and_a_narrow_one_leaves_those_of_the_former(
+    account: Any, versions: Versions
+) -> None:
+    options: dict[str, Any] = {"user": account.user, "password": account.password, "streams": versions.streams}
+
+    async def subjects(client: aiqueue.Client) -> dict[str, set[str]]:
+        listed = await client.connection.api("STREAM.LIST")
+        return {each["config"]["name"]: set(each["config"]["subjects"]) for each in listed["streams"]}
+
+    versions.run("-m", "aiqueue", "apply", former=True)
+    async with aiqueue.connect(account.url, **options, families=["test.mixed", "agent.memory"]) as client:
+        before = await subjects(client)
+        await provision.apply(client.connection, client.topology)
+        after = await subjects(client)
+        assert "AI_AGENT_MEMORY" in after
+        assert all(before[name] <= after[name] for name in before)
+        assert "ai.agent.memory-results.*.*" in after["AI_RESULTS"]
+        versions.run("-m", "aiqueue", "apply", former=True)
+        assert await subjects(client) == after
+        assert not (await provision.plan(client.connection, client.topology)).drift
+
+
 async def test_a_stream_that_the_former_version_has_made_is_completed_by_apply(
     versions: Versions, account: Any
 ) -> None:

@@ -42,10 +42,10 @@ def _names(value: Any) -> Any:
 
 def _tables(value: Any) -> Any:
     if isinstance(value, str):
-        try:
-            return tomllib.loads(value)  # in the environment, tables are a text
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"must be TOML such as dead.stream.max_age = '7d': {error}") from None
+        try:  # in the environment, tables are a text
+            value = json.loads(value) if value.lstrip().startswith("{") else tomllib.loads(value)
+        except ValueError as error:
+            raise ValueError(f"must be TOML such as dead.stream.max_age = '7d', or JSON: {error}") from None
     if not isinstance(value, Mapping):
         raise ValueError("must be tables by family or role, such as [overlay.dead]")
     return dict(value)

@@ -80,6 +80,8 @@ def test_size_families_and_overlay_come_from_each_source_and_say_from_which(monk
     assert (settings.size, settings.families) == ("large", ("agent.tasks", "default"))
     assert settings.overlay == {"dead": {"stream": {"max_age": "7d"}}}
     assert settings.place("families") == ("environment variable AIQUEUE_FAMILIES", "")
+    monkeypatch.setenv("AIQUEUE_OVERLAY", '{"dead": {"stream": {"max_age": "8d"}}}')
+    assert Settings.load().overlay == {"dead": {"stream": {"max_age": "8d"}}}
     settings = Settings.load(size="medium", families=["agent.message"], overlay={})
     assert (settings.size, settings.families, settings.overlay) == ("medium", ("agent.message",), {})
     assert settings.place("families") == ("argument families", "")
@@ -93,7 +95,8 @@ def test_size_families_and_overlay_come_from_each_source_and_say_from_which(monk
         ("families", ["agent.tasks", ""], "argument families: must be a list of families"),
         ("families", "", "argument families: must be a list of families"),
         ("overlay", 3, "argument overlay: must be tables by family or role"),
-        ("overlay", "dead", "argument overlay: must be TOML such as dead.stream.max_age = '7d'"),
+        ("overlay", "{dead}", "argument overlay: must be TOML such as dead.stream.max_age = '7d', or JSON: Expecting"),
+        ("overlay", "dead", "argument overlay: must be TOML such as dead.stream.max_age = '7d', or JSON"),
     ],
 )
 def test_a_wrong_size_list_of_families_or_overlay_is_one_line(name: str, value: object, problem: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import weakref
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
@@ -13,16 +14,9 @@ import pydantic
 from ..client import Client, check_client, connect
 from ..config import Settings
 from ..errors import BadInput
-from ..topology import Family, StreamSpec, Topology
+from ..topology import WITH_FAMILIES, Family, StreamSpec, Topology
 from ..units import texts
 
-PRODUCT_ROLES = {
-    "usage": "gateway.",
-    "recent": "gateway.",
-    "api_keys": "gateway.",
-    "batches": "gateway.",
-    "rag": "rag.",
-}
 FIXTURE = "pass what the fixture `aiqueue_settings` gives, or aiqueue.Settings of a server that is for tests alone"
 
 _opened: weakref.WeakSet[Client] = weakref.WeakSet()
@@ -62,8 +56,8 @@ def streams_of(topology: Topology, families: Collection[str] | None) -> list[Str
 def _is_needed(stream: StreamSpec, families: Collection[Family]) -> bool:
     if stream.role in ("work", "inbox"):
         return any(each.stream == stream.name for each in families)
-    prefix = PRODUCT_ROLES.get(stream.role, "")
-    return any(each.name.startswith(prefix) for each in families)
+    needed = WITH_FAMILIES.get(stream.role)
+    return needed is None or any(each.name in needed for each in families)
 
 
 async def create_streams(opened: Client, streams: Collection[StreamSpec]) -> None:
@@ -95,4 +89,5 @@ def _variables(settings: Settings) -> Iterator[tuple[str, str]]:
         if isinstance(value, pydantic.SecretStr):
             value = value.get_secret_value()
         if value is not None and value != field.default:
-            yield f"AIQUEUE_{name.upper()}", str(value)
+            text = ",".join(value) if name == "families" else json.dumps(value) if name == "overlay" else str(value)
+            yield f"AIQUEUE_{name.upper()}", text

@@ -898,7 +898,10 @@ class TestRespond:
     @pytest.mark.parametrize(
         ("option", "complaint"),
         [
-            ("--families=agent.tasks", "family agent.tasks answers no requests: declare a family of your own"),
+            (
+                "--families=agent.tasks",
+                "family agent.tasks answers no requests: set reply_within in aiqueue.toml, below [overlay",
+            ),
             ("--families=no.such", "unknown family 'no.such'"),
             ("--families=", "--families is empty"),
             ("--tenants=a.b", "tenant"),

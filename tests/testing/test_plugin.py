@@ -141,6 +141,7 @@ def test_a_run_that_uses_nothing_of_the_plugin_imports_pytest_and_three_small_mo
 def test_neither_the_environment_nor_a_file_leads_to_another_server(run_pytest: Pytest, tmp_path: Path) -> None:
     (tmp_path / "aiqueue.toml").write_text(
         'url = "nats://prod:4222"\nprofile = "cluster"\nclaim_check = "1KiB"\ncreds = "prod.creds"\n'
+        'size = "small"\nfamilies = ["agent.tasks", "agent.memory"]\n[overlay.dead]\nstream.max_age = "7d"\n'
     )
     said = run_pytest(
         """
@@ -153,6 +154,8 @@ def test_neither_the_environment_nor_a_file_leads_to_another_server(run_pytest: 
                 monkeypatch.setenv(*each)
             found = aiqueue.Settings.load()
             assert (found.servers, found.user) == (aiqueue_settings.servers, aiqueue_settings.user)
+            assert (found.size, found.families) == ("small", ("agent.tasks", "agent.memory"))
+            assert found.overlay == {"dead": {"stream": {"max_age": "7d"}}}
         """,
         AIQUEUE_CONTEXT="prod", NATS_URL="nats://prod:4222", AIQUEUE_TOKEN="secret",
     )  # fmt: skip

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+import aiqueue
 from aiqueue.errors import TopologyError
 from aiqueue.topology import Topology
 from aiqueue.topology.declared import Stated
@@ -130,6 +132,28 @@ def test_an_overlay_of_an_optional_family_and_of_an_own_one(tmp_path: Any) -> No
     topology = Topology.load(tmp_path, laid_over=Stated(tables, FILE, "overlay"), families=named)
     assert topology.streams["X_Y"].config["max_bytes"] == 5
     assert topology.streams["AI_AGENT_MEMORY"].config["max_bytes"] == 6
+
+
+def test_a_wrong_key_in_a_file_an_argument_and_the_environment_is_named_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "aiqueue.toml"
+    file.write_text('families = ["agent.task"]\n[overlay."agent.tasks"]\nstream.max_byte = 1\n')
+    monkeypatch.chdir(tmp_path)
+
+    def refused(**arguments: Any) -> str:
+        with pytest.raises(TopologyError) as caught:
+            aiqueue.connect(**arguments)
+        return str(caught.value)
+
+    wrong = '"agent.tasks".stream.max_byte: unknown key; did you mean max_bytes?'
+    families: Any = {"families": ["agent.tasks"]}
+    assert refused() == f"{file}: families: unknown family 'agent.task'; did you mean agent.tasks?"
+    assert refused(**families) == f"{file}: overlay.{wrong}"
+    argument = {"agent.tasks": {"stream": {"max_byte": 1}}}
+    assert refused(**families, overlay=argument) == f"argument overlay: {wrong}"
+    monkeypatch.setenv("AIQUEUE_OVERLAY", '"agent.tasks".stream.max_byte = 1')
+    assert refused(**families) == f"environment variable AIQUEUE_OVERLAY: {wrong}"
 
 
 def test_it_changes_no_other_topology() -> None:

@@ -18,6 +18,7 @@ from .declarations import DeclaredSets, UndeclaredSchedule, find_undeclared
 from .document import (
     ANY_ROUTE,
     BOUND_MAX,
+    FiredTick,
     Misfire,
     Overlap,
     ScheduleDocument,
@@ -51,15 +52,17 @@ class Added(NamedTuple):
 
 
 class AskedJob(NamedTuple):
-    """A job of `run_now` or `backfill`. `duplicate`: the tick had one before.
+    """A job of `run_now`, `backfill` or `pass_tick`. `duplicate`: the tick had one before.
 
-    `by_owner`: the owner's code makes its message, so a worker of the owner enqueues it.
+    `by_owner`: the owner's code makes its message, so a worker of the owner enqueues it. `seq`: in its work stream, if
+    it was stored here.
     """
 
     job_id: str
     tick_ms: int
     duplicate: bool = False
     by_owner: bool = False
+    seq: int = 0
 
 
 class Schedules:
@@ -291,7 +294,35 @@ class Schedules:
             return AskedJob(job_id, tick_ms, by_owner=True)
         spec = await self._jobs.make(document, tick_ms)
         child = await self._jobs.store(document, spec, tick_ms, job_id, on_full="wait", timeout_s=ASKED_S)
-        return AskedJob(job_id, tick_ms, child.duplicate)
+        return AskedJob(job_id, tick_ms, child.duplicate, seq=child.seq)
+
+    async def pass_tick(self, tenant: str, schedule_id: str) -> AskedJob | None:
+        """Enqueue the job of a schedule's next tick before its time, and go on to the tick after it; for tests.
+
+        None: the schedule is paused, has no next tick, or skips it because the former job has not ended.
+        """
+        clock = self._connection.clock
+        await clock.ensure(self.store.stream)
+        document = await self.get(tenant, schedule_id)
+        tick_ms, last = document.next_ms, document.last
+        if tick_ms is None or document.paused is not None:
+            return None
+        is_skipped = document.overlap == "skip" and last is not None and await self._jobs.is_unfinished(tenant, last)
+        asked = None if is_skipped else await self._ask(document, tick_ms, tick_job_id(document.id, tick_ms))
+
+        def go_on(found: ScheduleDocument) -> ScheduleDocument:
+            if found.next_ms != tick_ms:
+                return found  # a worker has fired it meanwhile
+            after = replace(found, next_ms=next_ms(found.recurrence, tick_ms / 1000))
+            if asked is None:
+                return replace(after, skipped=after.skipped + 1)
+            fired = FiredTick(tick_ms, asked.job_id, found.family, asked.seq, round(clock.now(), 3))
+            return replace(after, last=fired, fired=after.fired + 1)
+
+        after = await self._edit(tenant, schedule_id, go_on)
+        await self.ticks.unpark(document)
+        await self.ticks.park(after)
+        return asked
 
     # -- checks
 

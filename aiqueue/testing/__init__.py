@@ -10,7 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .advancing import Advanced, advance
+    from .asserting import EnqueuedJob, assert_enqueued
     from .clients import client, environment
+    from .draining import Drained, drain
     from .performed import Performed, PerformedChild
     from .performing import perform
     from .recorder import document
@@ -18,17 +21,24 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "AccountServer": "server",
+    "Advanced": "advancing",
+    "Drained": "draining",
+    "EnqueuedJob": "asserting",
     "Performed": "performed",
     "PerformedChild": "performed",
     "ServerAccount": "server",
+    "advance": "advancing",
+    "assert_enqueued": "asserting",
     "client": "clients",
     "document": "recorder",
+    "drain": "draining",
     "environment": "clients",
     "perform": "performing",
 }
 
 __all__ = [
-    "AccountServer", "Performed", "PerformedChild", "ServerAccount", "client", "document", "environment", "perform",
+    "AccountServer", "Advanced", "Drained", "EnqueuedJob", "Performed", "PerformedChild", "ServerAccount", "advance",
+    "assert_enqueued", "client", "document", "drain", "environment", "perform",
 ]  # fmt: skip
 
 

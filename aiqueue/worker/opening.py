@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ REASONS = frozenset({  # of dead letters; a reason that anybody else wrote into 
     "attempts", "cost", "deadline", "document", "invalid", "killed_worker", "limit", "rejected", "result",
     "undecodable", "unknown_kind",
 })  # fmt: skip
+
+HISTORY_MAX = 50
 
 
 @dataclass(kw_only=True)
@@ -58,6 +61,13 @@ class OpenedJob(DecodedJob):
         if self.is_suspect and self.data is None:
             return self.record.recap.fingerprint if self.record.recap is not None else ""
         return fingerprint_of(self.family, self.data, self.raw.body)
+
+    def note_failure(self, worker: str, error: str, trace: str) -> None:
+        """Add this failed attempt to the history, of which at most HISTORY_MAX entries are kept."""
+        entry: dict[str, Any] = {"attempt": self.attempt, "at": round(time.time(), 3), "worker": worker, "error": error}
+        if trace:
+            entry["traceback"] = trace
+        self.history = [*(self.history or []), entry][-HISTORY_MAX:]
 
     @property
     def refused_before(self) -> bool:

@@ -214,7 +214,7 @@ class Runner:
         """
         delivery, error = sent.delivery, sent.outcome
         if sent.is_stored:
-            self._settlement.ack(delivery)
+            self._settlement.ack(delivery, sent.opened)
             self._ended(delivery, sent.started_at)
             return
         if (writer := sent.context.writer) is not None:

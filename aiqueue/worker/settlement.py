@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +40,7 @@ from ..processes import Quarantine
 from .gathering import wait_key
 from .moving import move_job
 from .opening import OpenedJob
+from .rehearsal import SettledAttempt, current_rehearsal
 from .replies import Replies, holds_documents
 from .results import ResultRefused, Results
 from .unknown_kinds import Hops, UnknownKinds
@@ -54,7 +54,6 @@ DEAD_FULL_S = 600.0  # while the dead letters are full, a failed job is parked f
 PARK_AFTER_S = 5.0  # a retry after this delay or more is parked: in its lane the job would count as in flight
 SETTLE_RETRY_S, SETTLE_RETRY_MAX_S = 5.0, 600.0  # until a job is redelivered whose outcome could not be written
 RELEASE_DELAY_S = 0.1
-HISTORY_MAX = 50
 
 
 def retry_dedup_key(delivery: Delivery, number: int) -> str:
@@ -87,10 +86,18 @@ class Settlement:
         self._quarantine = quarantine
         self.results = Results(dead.documents)
         self._unknown_kinds = UnknownKinds(connection, parking)
+        self._rehearsal = current_rehearsal()
 
-    def ack(self, delivery: Delivery) -> None:
-        """Acknowledge a job whose outcome is stored."""
+    def ack(self, delivery: Delivery, opened: OpenedJob) -> None:
+        """Acknowledge a job whose result is stored."""
         self._replies.send(delivery, b"+ACK")
+        self._note(delivery, opened, "done")
+
+    def _note(self, delivery: Delivery, opened: OpenedJob, outcome: str, *rest: Any) -> None:
+        """Tell a test what became of a job."""
+        if self._rehearsal is not None:
+            who = opened.job_id, opened.kind, opened.family.name, delivery.tenant, opened.attempt
+            self._rehearsal(SettledAttempt(*who, outcome, *rest))
 
     def try_ack_now(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> bool:
         """Acknowledge a job that returned, if nothing has to be written or awaited for it. False: call `settle`.
@@ -107,6 +114,7 @@ class Settlement:
             self._connection.tell_frame(ack_frame(delivery.reply))
         except Unavailable:
             return False
+        self._note(delivery, opened, "done")
         return True
 
     async def settle(
@@ -121,7 +129,7 @@ class Settlement:
                 await self._settle_raised(delivery, opened, handler, writer, outcome)
             case Refused(reason, error, trace):
                 if not opened.refused_before:
-                    opened.history = _history_with_attempt(opened, self._worker, error, trace)
+                    opened.note_failure(self._worker, error, trace)
                 await self._dead_letter(delivery, opened, writer if outcome.holds_id else None, reason, error)
             case Unknown() | KindPaused():
                 await self._settle_unknown(delivery, opened, writer, outcome)
@@ -185,7 +193,7 @@ class Settlement:
             except (EncodeError, TooLarge, ResultRefused) as error:
                 opened.secrets = attempt.secrets_of_body(opened, opened.raw.headers, handler)
                 text = secret_paths.redact(str(error), opened.data, opened.secrets)
-                opened.history = _history_with_attempt(opened, self._worker, text, "")
+                opened.note_failure(self._worker, text, "")
                 await self._dead_letter(delivery, opened, writer, "result", attempt.unkept_result(text))
                 return
         if headers.PARENT in delivery.message.headers:
@@ -194,6 +202,7 @@ class Settlement:
             )
             await self._report_end(delivery, end, writer if keeps else None)
         await self._replies.ack_and_release(delivery)
+        self._note(delivery, opened, "done")
 
     async def _report_end(self, delivery: Delivery, end: ChildEnd, writer: Writer | None) -> None:
         """Tell the parent of a job that it has ended, before the job is acknowledged. `writer`: has written the end."""
@@ -222,6 +231,7 @@ class Settlement:
             await self._replies.ack(delivery)
         else:
             await self.return_to_queue(delivery, WAIT_IN_LANE_S)
+        self._note(delivery, opened, "waiting")
 
     async def _settle_raised(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, writer: Writer | None, outcome: Raised
@@ -230,7 +240,7 @@ class Settlement:
         error = outcome.error
         if outcome.pauses_key and opened.family.limit_key is None:
             attempt.warn_of_no_key(f"job {opened.job_id}", f"family {opened.family.name} has no limit_key")
-        opened.history = _history_with_attempt(opened, self._worker, error, outcome.trace)
+        opened.note_failure(self._worker, error, outcome.trace)
         delay_s = attempt.delay_after(handler, outcome, opened.attempt)
         if delay_s is None:
             await self._dead_letter(delivery, opened, writer, "attempts", error)
@@ -254,7 +264,8 @@ class Settlement:
         if parks:
             await self._park_or_nak(delivery, opened, opened.attempt + 1, delay_s)
         else:
-            self._replies.nak(delivery, delay_s)
+            self._replies.nak(delivery, delay_s if self._rehearsal is None else 0.0)
+        self._note(delivery, opened, "retry", "", error, delay_s)
 
     async def _settle_unknown(
         self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, outcome: Unknown | KindPaused
@@ -290,6 +301,7 @@ class Settlement:
         if writer is not None:
             await writer.write(CANCELLED, WHILE_RUNNING)
         await self._ack_ended(delivery, opened, writer)
+        self._note(delivery, opened, "cancelled")
 
     async def _ack_ended(
         self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, *, is_duplicate: bool = False
@@ -404,6 +416,7 @@ class Settlement:
             )  # fmt: skip
             await self._report_end(delivery, end, writer)
         await self._replies.ack(delivery)
+        self._note(delivery, opened, "failed", reason, error)
 
     async def _write_failed(self, opened: OpenedJob, writer: Writer, reason: str, error: str, letter_seq: int) -> None:
         """Write `failed` after the dead letter was stored. Raises Stale if the run has ended or was taken over.
@@ -432,11 +445,3 @@ class Settlement:
             await self._replies.ack(delivery)
         else:
             self._replies.nak(delivery, DEAD_FULL_S)
-
-
-def _history_with_attempt(opened: OpenedJob, worker: str, error: str, trace: str) -> list[dict[str, Any]]:
-    """Return the history with this failed attempt at its end, at most HISTORY_MAX entries."""
-    entry: dict[str, Any] = {"attempt": opened.attempt, "at": round(time.time(), 3), "worker": worker, "error": error}
-    if trace:
-        entry["traceback"] = trace
-    return [*(opened.history or []), entry][-HISTORY_MAX:]

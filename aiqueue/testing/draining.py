@@ -1,0 +1,137 @@
+"""Runs a worker until nothing is left to do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import NamedTuple
+
+from .. import subjects
+from ..client import Client
+from ..enqueue import ParkedJob
+from ..errors import BadInput
+from ..subjects import Lane
+from ..units import Duration, flag, parse_duration
+from ..worker import Session, SettledAttempt, Worker, rehearsing
+from .advancing import advance_jobs, is_aside, list_subjects, read_parked, waits_for_children
+from .clients import check_test_client
+
+POLL_S = 0.002
+POLL_MAX_S = 0.02
+SOON_S = 1.0
+
+
+class Drained(NamedTuple):
+    """What a worker did in `drain`. `attempts`: what became of each attempt, in the order in which they ended."""
+
+    attempts: tuple[SettledAttempt, ...]
+
+    @property
+    def done(self) -> int:
+        """How many jobs have succeeded."""
+        return self._count("done")
+
+    @property
+    def failed(self) -> int:
+        """How many jobs became dead letters."""
+        return self._count("failed")
+
+    @property
+    def retried(self) -> int:
+        """How many attempts failed and were followed, or are to be followed, by another one."""
+        return self._count("retry")
+
+    def _count(self, outcome: str) -> int:
+        return sum(each.outcome == outcome for each in self.attempts)
+
+    def __repr__(self) -> str:
+        counts = Counter(each.outcome for each in self.attempts)
+        return f"<Drained {', '.join(f'{count} {outcome}' for outcome, count in sorted(counts.items())) or 'nothing'}>"
+
+
+async def drain(client: Client, worker: Worker, *, delayed: bool = False, within: Duration = "30s") -> Drained:
+    """Run a worker on the server of a test until it has no more jobs, and return what became of them.
+
+    Jobs that handlers enqueue meanwhile are run too. Retries do not wait: a job that would wait in its lane, less than
+    5 seconds, is run again at once, with its true attempt number.
+
+    - `delayed`: also run the jobs that wait for a time, such as those with a delay, and retries that are 5 seconds or
+      more away: they become due at once, as by `advance`. Schedules do not tick: call `advance` for that.
+    - `within`: how long this may take.
+
+    A job that waits for children which this worker does not run, or of a kind that it does not know, is left.
+    `client` is one that `aiqueue.testing.client` has opened. Raises AssertionError, which says what is left, after
+    `within`; BadInput for wrong arguments, and what `Worker.running` raises.
+    """
+    check_test_client(client, what="testing.drain runs every job of a server")
+    if not isinstance(worker, Worker):
+        raise BadInput(f"testing.drain needs a Worker, not {type(worker).__name__}")
+    takes_delayed, within_s = flag("delayed", delayed), parse_duration("within", within)
+    attempts: list[SettledAttempt] = []
+    with rehearsing(attempts.append):
+        running = worker.running(client)
+        session = await running.__aenter__()
+    try:
+        await _Drain(client, worker, session, attempts).run(within_s, takes_delayed=takes_delayed)
+    finally:
+        await running.__aexit__(None, None, None)
+    return Drained(tuple(attempts))
+
+
+class _Drain:
+    """One call of `drain`, while its worker runs."""
+
+    def __init__(self, client: Client, worker: Worker, session: Session, attempts: list[SettledAttempt]) -> None:
+        self._client = client
+        self._session = session
+        self._attempts = attempts
+        handled = {each.key[0] for each in worker.handlers}
+        self._families = [client.topology.family(name) for name in sorted(worker.families or handled)]
+        self._tenants = worker.tenants
+
+    async def run(self, within_s: float, *, takes_delayed: bool) -> None:
+        """Wait until there is nothing left, and have what is delayed become due. Raises AssertionError."""
+        deadline, pause_s = time.monotonic() + within_s, POLL_S
+        while True:
+            before = len(self._attempts), self._session.done
+            left = await self._list_left() or await self._list_soon()
+            if not left and takes_delayed and await advance_jobs(self._client, self._takes):
+                continue
+            is_idle = self._session.running == 0 and before == (len(self._attempts), self._session.done)
+            if not left and is_idle:
+                return
+            if time.monotonic() > deadline:
+                shown = ", ".join(sorted(left)[:5]) or "handlers that still run"
+                more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+                tried = f"after {len(self._attempts)} attempts"
+                raise AssertionError(f"testing.drain: not done within {within_s:g} s, {tried}: {shown}{more}")
+            await asyncio.sleep(pause_s)
+            pause_s = min(POLL_MAX_S, pause_s * 1.5)
+
+    async def _list_soon(self) -> set[str]:
+        """Return the subjects of jobs that become due within SOON_S, such as that of a parent that was woken."""
+        soon = self._client.connection.clock.now() + SOON_S
+        ours = [job async for job in read_parked(self._client) if self._is_ours(job.subject.lane)]
+        return {job.stored.subject for job in ours if job.due_at < soon and not is_aside(job)}
+
+    def _is_ours(self, lane: Lane) -> bool:
+        """Whether this worker runs the jobs of a lane."""
+        is_served = self._tenants is None or lane.tenant in self._tenants
+        return is_served and any(each.name == lane.family for each in self._families)
+
+    def _takes(self, job: ParkedJob) -> bool:
+        """Whether a parked job only waits for its time, before this worker may run it."""
+        return self._is_ours(job.subject.lane) and not waits_for_children(job) and not is_aside(job)
+
+    async def _list_left(self) -> set[str]:
+        """Return the subjects of what is to be done: due jobs first, because they move on into lanes."""
+        client = self._client
+        left: set[str] = set()
+        for pattern in (f"{subjects.PARKED}.due.>", f"{subjects.TICKS}.due.>"):
+            stream = (client.topology.parked_stream if "parked" in pattern else client.topology.ticks_stream).name
+            left |= await list_subjects(client, stream, pattern)
+        for family in self._families:
+            for tenant in self._tenants or ("*",):
+                left |= await list_subjects(client, family.stream, f"ai.{family.name}.{tenant}.>")
+        return left

@@ -1,0 +1,259 @@
+"""`drain` and `advance`: a worker on the real server, and no wait for any time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue import Backoff, Reject, Retry, testing
+from aiqueue.errors import BadInput, JobCancelled
+
+from ..support import Account
+
+HOUR = Backoff(attempts=4, first="1h", cap="5h")
+
+
+class Ask(aiqueue.Message, kind="drain.ask"):
+    act: str = ""
+
+
+class Unkept(aiqueue.Message, kind="drain.unkept"):
+    pass
+
+
+class Slow(aiqueue.Message, kind="drain.slow"):
+    pass
+
+
+class Report(aiqueue.Message, kind="drain.report"):
+    day: int = 0
+
+
+class Stranger(aiqueue.Message, kind="drain.stranger"):
+    pass
+
+
+@pytest.fixture
+def families() -> Collection[str]:
+    return ["agent.tasks"]
+
+
+@pytest.fixture
+def ran() -> list[tuple[Any, ...]]:
+    return []
+
+
+@pytest.fixture
+def worker(ran: list[tuple[Any, ...]]) -> aiqueue.Worker:
+    worker = aiqueue.Worker(owner="tests")
+
+    @worker.handle(Ask, retry=Backoff(attempts=3, first="3s"))
+    async def ask(job: aiqueue.Job[Ask]) -> Any:
+        ran.append((job.message.act, job.attempt))
+        match job.message.act:
+            case "fail":
+                raise ValueError("bad")
+            case "fail once":
+                if job.attempt == 1:
+                    raise Retry("once", after=4)
+            case "reject":
+                raise Reject("never")
+            case "gather":
+                return await job.gather([("a", Ask(act="a")), ("b", Ask(act="fail once"))])
+            case "follow":
+                await job.enqueue(Ask(act="later"), "later", delay="1d")
+        return job.message.act
+
+    @worker.handle(Slow, retry=HOUR)
+    async def slow(job: aiqueue.Job[Slow]) -> int:
+        ran.append(("slow", job.attempt))
+        if job.attempt < 4:
+            raise ValueError("not yet")
+        return job.attempt
+
+    @worker.handle(Unkept, result=False)
+    def unkept(job: aiqueue.Job[Unkept]) -> None:
+        ran.append(("unkept", job.attempt))
+
+    @worker.handle(Report)
+    async def report(job: aiqueue.Job[Report]) -> Any:
+        ran.append(("report", job.message.day, job.scheduled_for))
+
+    return worker
+
+
+def outcomes(drained: testing.Drained) -> list[tuple[str, int, str]]:
+    return [(each.kind.removeprefix("drain."), each.attempt, each.outcome) for each in drained.attempts]
+
+
+async def test_every_job_is_run_to_its_end_and_no_retry_waits(
+    client: aiqueue.Client, worker: aiqueue.Worker, ran: list[tuple[Any, ...]]
+) -> None:
+    for act in ("fail", "fail once", "reject", "plain"):
+        await client.enqueue(Ask(act=act), tenant="acme")
+    await client.enqueue(Unkept(), tenant="other")
+    started = time.monotonic()
+    drained = await testing.drain(client, worker)
+    assert time.monotonic() - started < 2.5  # two of the delays would be longer
+    assert (drained.done, drained.failed, drained.retried) == (3, 2, 3)
+    assert sorted(ran) == [
+        ("fail", 1), ("fail", 2), ("fail", 3), ("fail once", 1), ("fail once", 2), ("plain", 1), ("reject", 1),
+        ("unkept", 1),
+    ]  # fmt: skip
+    failed = {each.reason: each for each in drained.attempts if each.outcome == "failed"}
+    assert failed["attempts"].error == "ValueError: bad"
+    assert failed["rejected"].error == "never"
+    retry = next(each for each in drained.attempts if each.error == "once")
+    assert retry.delay_s == 4
+    assert len([letter async for letter in client.dead.find()]) == 2
+    assert repr(await testing.drain(client, worker)) == "<Drained nothing>"
+
+
+async def test_retries_of_an_hour_and_a_delay_of_a_month_take_a_second(
+    client: aiqueue.Client, worker: aiqueue.Worker, ran: list[tuple[Any, ...]]
+) -> None:
+    handle = await client.enqueue(Slow(), tenant="acme", delay="30d")
+    assert not (await testing.drain(client, worker)).attempts
+    drained = await testing.drain(client, worker, delayed=True)
+    assert ran == [("slow", 1), ("slow", 2), ("slow", 3), ("slow", 4)]
+    assert (drained.done, drained.retried) == (1, 3)
+    assert all(1_800 <= (each.delay_s or 0) <= 5 * 3_600 for each in drained.attempts[:3])
+    assert await handle.result(timeout=5) == 4
+
+
+async def test_a_parent_waits_for_children_that_the_same_worker_runs(
+    client: aiqueue.Client, worker: aiqueue.Worker
+) -> None:
+    handle = await client.enqueue(Ask(act="gather"), tenant="acme")
+    drained = await testing.drain(client, worker)
+    assert await handle.result(timeout=5) == ["a", "fail once"]
+    assert outcomes(drained).count(("ask", 1, "waiting")) >= 1
+    assert (drained.done, drained.retried) == (3, 1)
+
+
+async def test_what_handlers_enqueue_with_a_delay_runs_too(
+    client: aiqueue.Client, worker: aiqueue.Worker, ran: list[tuple[Any, ...]]
+) -> None:
+    await client.enqueue(Ask(act="follow"), tenant="acme")
+    assert (await testing.drain(client, worker)).done == 1
+    (job,) = await testing.assert_enqueued(client, Ask, act="later", delayed=True)
+    assert job.due_at is not None
+    assert job.due_at - time.time() > 80_000
+    assert (await testing.drain(client, worker, delayed=True)).done == 1
+    assert [each[0] for each in ran] == ["follow", "later"]
+
+
+async def test_jobs_of_an_unknown_kind_and_of_other_tenants_are_left(client: aiqueue.Client) -> None:
+    narrow = aiqueue.Worker(tenants=["acme"])
+    narrow.handle(Ask)(lambda job: None)
+    await client.enqueue(Stranger(), tenant="acme")
+    await client.enqueue(Ask(), tenant="other")
+    await client.enqueue(Ask(), tenant="acme")
+    assert (await testing.drain(client, narrow, delayed=True)).done == 1
+    await testing.assert_enqueued(client, Stranger, count=1)
+    await testing.assert_enqueued(client, Ask, count=1, tenant="other")
+
+
+async def test_advance_makes_due_what_a_running_worker_then_runs(
+    client: aiqueue.Client, worker: aiqueue.Worker, ran: list[tuple[Any, ...]]
+) -> None:
+    handle = await client.enqueue(Ask(act="x"), tenant="acme", delay="30d")
+    cancelled = await client.enqueue(Ask(act="y"), tenant="acme", delay="30d")
+    assert await cancelled.cancel()
+    async with worker.running(client):
+        assert await testing.advance(client) == (1, 0)
+        assert await handle.result(timeout=10) == "x"
+    assert await testing.advance(client) == (0, 0)
+    with pytest.raises(JobCancelled):
+        await cancelled.result(timeout=5)
+    assert ran == [("x", 1)]
+
+
+async def test_each_schedule_ticks_once_at_an_advance_for_the_time_of_its_next_tick(
+    client: aiqueue.Client, worker: aiqueue.Worker, ran: list[tuple[Any, ...]]
+) -> None:
+    await client.schedules.add("daily", aiqueue.Cron("0 6 * * *"), Report(), tenant="acme")
+    await client.schedules.add("paused", aiqueue.Cron("0 6 * * *"), Report(day=-1), tenant="acme")
+    await client.schedules.pause("paused", tenant="acme")
+    first = (await client.schedules.get("daily", tenant="acme")).next_at
+    assert first is not None
+    assert await testing.advance(client) == (0, 1)
+    assert await testing.advance(client) == (0, 1)
+    await testing.drain(client, worker)
+    assert ran == [("report", 0, first), ("report", 0, first + 86_400)]
+    after = await client.schedules.get("daily", tenant="acme")
+    assert (after.next_at, after.document.fired) == (first + 2 * 86_400, 2)
+
+
+async def test_a_tick_whose_message_a_function_makes_needs_a_worker_of_its_owner(
+    client: aiqueue.Client, worker: aiqueue.Worker, ran: list[tuple[Any, ...]]
+) -> None:
+    @worker.schedule("0 6 * * *", tenant="acme")
+    def weekday(tick: aiqueue.Tick) -> Report:
+        return Report(day=tick.time.hour)
+
+    async with worker.running(client):
+        assert await testing.advance(client) == (0, 1)
+        await testing.drain(client, worker)
+    assert [each[:2] for each in ran] == [("report", 6)]
+
+
+async def test_a_schedule_that_does_not_overlap_skips_its_tick_while_the_former_job_waits(
+    client: aiqueue.Client, worker: aiqueue.Worker, ran: list[tuple[Any, ...]]
+) -> None:
+    await client.schedules.add("daily", aiqueue.Cron("0 6 * * *"), Report(), tenant="acme", overlap="skip")
+    assert await testing.advance(client) == (0, 1)
+    assert await testing.advance(client) == (0, 0)
+    assert (await client.schedules.get("daily", tenant="acme")).document.skipped == 1
+    await testing.drain(client, worker)
+    assert await testing.advance(client) == (0, 1)
+    assert len(ran) == 1
+
+
+async def test_a_drain_that_does_not_end_says_what_is_left(client: aiqueue.Client) -> None:
+    stuck = aiqueue.Worker(drain_timeout=0.01)
+
+    @stuck.handle(Ask)
+    async def wait(job: aiqueue.Job[Ask]) -> None:
+        await job.enqueue(Ask(act="again"), "again")
+
+    await client.enqueue(Ask(), tenant="acme")
+    with pytest.raises(AssertionError, match=r"testing\.drain: not done within 0\.2 s, after \d+ attempts: ") as told:
+        await testing.drain(client, stuck, within="200ms")
+    assert "\n" not in str(told.value)
+
+
+async def test_a_client_that_is_not_of_a_test_is_refused(account: Account, worker: aiqueue.Worker) -> None:
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as plain:
+        for call in (testing.advance(plain), testing.drain(plain, worker)):
+            with pytest.raises(BadInput, match=r"open the client with `async with aiqueue\.testing\.client\("):
+                await call
+    with pytest.raises(BadInput, match="pass an open client"):
+        await testing.advance(worker)  # type: ignore[arg-type]
+
+
+async def test_wrong_arguments_say_in_one_line_what_to_do(client: aiqueue.Client, worker: aiqueue.Worker) -> None:
+    with pytest.raises(BadInput, match=r"testing\.drain needs a Worker, not Client"):
+        await testing.drain(client, client)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="within"):
+        await testing.drain(client, worker, within="soon")
+    with pytest.raises(BadInput, match="delayed"):
+        await testing.drain(client, worker, delayed="yes")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="has no handlers"):
+        await testing.drain(client, aiqueue.Worker())
+    with pytest.raises(BadInput, match=r"testing\.client needs settings, not str: pass what the fixture"):
+        async with testing.client("nats://localhost"):  # type: ignore[arg-type]
+            pass
+    with pytest.raises(BadInput, match="these settings have none"):
+        async with testing.client(aiqueue.Settings()):
+            pass
+    with pytest.raises(BadInput, match=r"no\.such"):
+        async with testing.client(client.settings, families=["no.such"]):
+            pass
+    with pytest.raises(BadInput, match="families"):
+        async with testing.client(client.settings, families="agent.tasks"):
+            pass

@@ -57,7 +57,7 @@ class WholeServer:
 
 async def create_streams(client: Client) -> None:
     """Create all streams of the client's topology on an empty account."""
-    await clients.create_streams(client, client.topology.streams.values())
+    await clients.create_streams(client)
 
 
 async def eventually(fn: Callable[[], object], within: float = 25.0) -> object:

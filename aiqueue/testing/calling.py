@@ -45,7 +45,7 @@ async def call_handler(
             if handler.is_async:
                 value = await handler.call(argument)
             else:
-                value = await THREADS.run(lambda: handler.call(argument))
+                value = await handler.call_in_thread(argument, THREADS.run)
             outcomes.append(Returned(value) if type(value) in PLAIN_TYPES else await attempt.outcome_of_value(value))
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
             raised.append(error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, TypedDict
 
 from .. import codec
@@ -16,7 +15,9 @@ from ..topology import Topology
 from ..units import Deadline, Duration, parse_duration, whole_number
 
 ATTEMPT_MAX = 1_000_000
-VARIABLES = ("AIQUEUE_STREAMS", "AIQUEUE_PROFILE")  # which families there are
+VARIABLES = ("AIQUEUE_STREAMS", "AIQUEUE_PROFILE", "AIQUEUE_SIZE", "AIQUEUE_FAMILIES")  # which families there are
+
+_topologies: dict[tuple[object, ...], Topology] = {}
 
 
 class JobOptions(TypedDict, total=False):
@@ -97,16 +98,13 @@ def topology_of(options: Mapping[str, Any]) -> Topology:
         return _topology_here(os.getcwd(), *map(os.environ.get, VARIABLES))  # noqa: PTH109  (a tenth of the time)
     if not isinstance(settings, Settings):
         raise BadInput(f"settings must be aiqueue.Settings, not {type(settings).__name__}")
-    return _topology(settings.streams, settings.profile)
+    key = settings.streams, settings.profile, settings.size, settings.families, str(settings.overlay)
+    if (known := _topologies.get(key)) is None:
+        known = _topologies[key] = Topology.of(settings)
+    return known
 
 
 @functools.lru_cache(16)
 def _topology_here(_directory: str, *_variables: str | None) -> Topology:
     """As `topology_of`. The arguments are what the families depend on, besides the contents of aiqueue.toml."""
-    settings = Settings.load()
-    return _topology(settings.streams, settings.profile)
-
-
-@functools.lru_cache(16)
-def _topology(streams: Path | None, profile: str) -> Topology:
-    return Topology.load(*([streams] if streams else []), profile=profile)
+    return Topology.of(Settings.load())

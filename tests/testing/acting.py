@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -104,6 +106,9 @@ class Point:
     x: int
 
 
+around: ContextVar[str] = ContextVar("around", default="")
+
+
 class Voice(Protocol):
     """A job, asked by coroutines that never wait where the handler is a plain function."""
 
@@ -187,6 +192,9 @@ async def later() -> str:
     return "awaited"
 
 
+returning("what is set around", around.get)
+raising("an error that is suppressed around", ZeroDivisionError)
+raising("an error that is replaced around", KeyError)
 returning("nothing", lambda: None)
 returning("text", lambda: "text")
 returning("a map", lambda: {"a": [1, 2.5, b"x", (1, 2)], 3: None})
@@ -388,6 +396,23 @@ ON: Any = {Wrong: Reject, Short: Backoff(attempts=2, first=0.01), Slow: lambda _
 OPTIONS: Any = {"on": ON, "retry": Backoff(attempts=3, first=0.02, factor=1, jitter=0.5), "timeout": "20s"}
 
 worker = aiqueue.Worker(families=["agent.tasks", "small.jobs"], lifespan=lifespan, processes=2)
+
+
+@worker.around
+@contextmanager
+def suppress(job: aiqueue.Job[Any]) -> Iterator[None]:
+    around.set("plain")
+    with contextlib.suppress(ArithmeticError):
+        yield
+
+
+@worker.around
+@asynccontextmanager
+async def replace(job: aiqueue.Job[Any]) -> AsyncIterator[None]:
+    try:
+        yield
+    except LookupError as error:
+        raise Reject("replaced") from error
 
 
 @worker.handle(OnLoop, **OPTIONS)

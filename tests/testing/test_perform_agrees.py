@@ -37,6 +37,7 @@ from .acting import (
 )
 
 IN_PROCESS = (
+    "what is set around", "an error that is suppressed around", "an error that is replaced around",
     "a map", "a model", "what cannot be kept", "an error", "reject_from_a_cause", "say_the_secret", "chunks",
     "a group with a rejected one", "retry in an hour", "steps_are_kept", "calls_are_noted", "gather_children",
     "exit", "a_step_that_fails", "what a policy delays", "half_a_character",
@@ -191,9 +192,11 @@ def first_difference(theirs: list[dict[str, str]], ours: list[dict[str, str]]) -
 
 @pytest.mark.timeout(300)
 async def test_an_attempt_ends_as_in_a_worker_whatever_its_handler_does(account: Account, streams: Path) -> None:
-    settings = settings_of_account(account).model_copy(update={"streams": streams})
+    settings = settings_of_account(account).model_copy(
+        update={"streams": streams, "families": ("agent.tasks", "small.jobs")}
+    )
     cases = make_cases()
-    async with testing.client(settings, families=["agent.tasks", "small.jobs"]) as client:
+    async with testing.client(settings) as client:
         await client.documents.put(DATA, tenant="acme")
         async with acting.worker.running(client):
             handles = {

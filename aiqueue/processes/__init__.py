@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Any
 from .child import refuse_while_loading
 from .forks import reset_signals_at_fork
 from .pool import Processes
-from .recipe import Recipe
+from .recipe import Recipe, find_object
 
 if TYPE_CHECKING:
     from .quarantine import Quarantine, Suspect
 
-__all__ = ["Processes", "Quarantine", "Recipe", "Suspect", "refuse_while_loading", "reset_signals_at_fork"]
+__all__ = [
+    "Processes",
+    "Quarantine",
+    "Recipe",
+    "Suspect",
+    "find_object",
+    "refuse_while_loading",
+    "reset_signals_at_fork",
+]
 
 
 def __getattr__(name: str) -> Any:

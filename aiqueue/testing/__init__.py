@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .performing import perform
     from .recorder import document
     from .server import AccountServer, ServerAccount
+    from .spawning import SpawnedWorker, spawn
 
 _MODULE_OF = {
     "AccountServer": "server",
@@ -27,6 +28,7 @@ _MODULE_OF = {
     "Performed": "performed",
     "PerformedChild": "performed",
     "ServerAccount": "server",
+    "SpawnedWorker": "spawning",
     "advance": "advancing",
     "assert_enqueued": "asserting",
     "client": "clients",
@@ -34,11 +36,12 @@ _MODULE_OF = {
     "drain": "draining",
     "environment": "clients",
     "perform": "performing",
+    "spawn": "spawning",
 }
 
 __all__ = [
-    "AccountServer", "Advanced", "Drained", "EnqueuedJob", "Performed", "PerformedChild", "ServerAccount", "advance",
-    "assert_enqueued", "client", "document", "drain", "environment", "perform",
+    "AccountServer", "Advanced", "Drained", "EnqueuedJob", "Performed", "PerformedChild", "ServerAccount",
+    "SpawnedWorker", "advance", "assert_enqueued", "client", "document", "drain", "environment", "perform", "spawn",
 ]  # fmt: skip
 
 

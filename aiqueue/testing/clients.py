@@ -14,7 +14,8 @@ import pydantic
 from ..client import Client, check_client, connect
 from ..config import Settings
 from ..errors import BadInput
-from ..units import texts
+from ..topology import Topology
+from ..units import Duration, parse_duration, texts
 
 FIXTURE = "pass what the fixture `aiqueue_settings` gives, or aiqueue.Settings of a server that is for tests alone"
 
@@ -22,12 +23,16 @@ _opened: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
 @asynccontextmanager
-async def client(settings: Settings, *, families: Collection[str] | None = None) -> AsyncIterator[Client]:
+async def client(
+    settings: Settings, *, families: Collection[str] | None = None, ack_wait: Duration | None = None
+) -> AsyncIterator[Client]:
     """Open a client, and create the streams on its account: ``async with testing.client(aiqueue_settings) as client``.
 
     - `settings`: of the fixture `aiqueue_settings`, or of another server that is for tests alone.
     - `families`: of what the test enqueues, such as ``["agent.tasks"]``: the setting `families` of this client. Only
       their streams are created, and those that all families share, which takes less time. None: those of the settings.
+    - `ack_wait`: how long after the death of a worker its jobs are delivered again, at least 1 second; the setting
+      `overlay` of each family. None: as the stream files say, mostly 30 seconds.
 
     A second client of the same settings in a test finds the streams of the first. Raises BadInput for wrong arguments,
     TopologyError for a family that no file declares, Unavailable, and Conflict for a stream that is there with another
@@ -39,11 +44,22 @@ async def client(settings: Settings, *, families: Collection[str] | None = None)
         raise BadInput(f"testing.client needs the address of a server, and these settings have none: {FIXTURE}")
     if families is not None:
         settings = settings.model_copy(update={"families": texts("families", families)})
+    if ack_wait is not None:
+        settings = _with_ack_wait(settings, parse_duration("ack_wait", ack_wait))
     opened = connect(settings=settings)
     async with opened:
         await create_streams(opened)
         _opened.add(opened)
         yield opened
+
+
+def _with_ack_wait(settings: Settings, ack_wait_s: float) -> Settings:
+    """Return settings in which the jobs of each family have such a lease."""
+    overlay = dict(settings.overlay)
+    for family in Topology.of(settings).work_families:
+        tables = dict(overlay.get(family.name, {}))
+        overlay[family.name] = {**tables, "consumer": {**tables.get("consumer", {}), "ack_wait": f"{ack_wait_s:g}s"}}
+    return settings.model_copy(update={"overlay": overlay})
 
 
 async def create_streams(opened: Client) -> None:

@@ -6,6 +6,7 @@ This room is above the client. It may not know agents or the command line.
 
 from __future__ import annotations
 
+from . import deaths
 from .rehearsal import SettledAttempt, rehearsing
 from .responder import WAIT_MAX_S, Request, Responder
 from .session import Lifespan, Session
@@ -13,5 +14,5 @@ from .worker import Worker, check_attempt_options, drain_both
 
 __all__ = [
     "WAIT_MAX_S", "Lifespan", "Request", "Responder", "Session", "SettledAttempt", "Worker", "check_attempt_options",
-    "drain_both", "rehearsing",
+    "deaths", "drain_both", "rehearsing",
 ]  # fmt: skip

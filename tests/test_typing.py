@@ -88,7 +88,7 @@ def test_a_type_checker_complains_of_each_wrong_use_and_of_no_right_one(
     complaints = found["wrong.py"]
     assert sorted(complaints) == sorted(wrong), complaints
     (of_handler,) = (text for line, text in complaints.items() if wrong[line].endswith("another result than declared"))
-    assert "Job[Summarise]" in of_handler
+    assert "Job[Summarise, " in of_handler
     assert "Summary" in of_handler
     assert "int" in of_handler
 

@@ -14,6 +14,7 @@ from .message import (
     M_co,
     Message,
     RawMessage,
+    S_co,
     check_message,
     check_model,
     secret_headers,
@@ -24,7 +25,7 @@ from .retry import Reject, Retry
 
 __all__ = [
     "ANY_KIND", "KIND", "AnyM", "Child", "ChildOutcome", "ChildSpec", "Job", "JobSpec", "M",
-    "M_co", "MakeHeaders", "Message", "Progress", "RawMessage", "Reject", "Retry", "Wait", "WaitsForChildren",
+    "M_co", "MakeHeaders", "Message", "Progress", "RawMessage", "Reject", "Retry", "S_co", "Wait", "WaitsForChildren",
     "add_made_headers", "check_make_headers", "check_message", "check_model", "make_child_spec", "secret_headers",
     "untyped",
 ]  # fmt: skip

@@ -26,7 +26,7 @@ from .children import (
     make_child_spec,
     value_of_outcome,
 )
-from .message import M_co, Message
+from .message import M_co, Message, S_co
 from .progress import Progress
 from .steps import StepEnded, in_step, refuse_in_step
 
@@ -38,14 +38,14 @@ PROGRESS_EVERY_S = 1.0  # of `Job.steps`
 _adapter: Callable[[Any], pydantic.TypeAdapter[Any]] = functools.lru_cache(256)(pydantic.TypeAdapter)
 
 
-class Job(Generic[M_co]):
+class Job(Generic[M_co, S_co]):
     """A job as its handler gets it: a message, and the data of this attempt.
 
     `message` is of the handler's class, and a `RawMessage` in a handler of every kind.
 
     `attempt` counts from 1. `enqueued_at` and `deadline` are seconds since the epoch; `deadline` may be None.
     `first_stored` says when the job was stored first, and as which message. `state` is the value that the worker's
-    lifespan yielded. `headers` are the job's headers on the wire.
+    lifespan yielded, of the second type in brackets. `headers` are the job's headers on the wire.
     """
 
     __slots__ = (
@@ -63,7 +63,7 @@ class Job(Generic[M_co]):
         enqueued_at: float,
         deadline: float | None,
         headers: Mapping[str, str] | Callable[[], Mapping[str, str]],
-        state: Any,
+        state: S_co,
         progress: Progress,
         stored: tuple[int, float] = (0, 0.0),
     ) -> None:
@@ -78,7 +78,7 @@ class Job(Generic[M_co]):
         self.enqueued_at = enqueued_at
         self.deadline = deadline
         self._headers = headers
-        self.state = state
+        self.state: S_co = state
         self._progress = progress
         self._stored = stored
 

@@ -6,9 +6,10 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic
 
 import pydantic
+from typing_extensions import TypeVar
 
 from .. import codec, headers, subjects
 from ..codec import secret_paths
@@ -156,7 +157,8 @@ def untyped(kind: str, family: str) -> type[Message]:
 
 
 M = TypeVar("M", bound=Message)
-M_co = TypeVar("M_co", bound=Message | RawMessage, covariant=True)
+M_co = TypeVar("M_co", bound=Message | RawMessage, covariant=True, default=Any)
+S_co = TypeVar("S_co", covariant=True, default=Any)  # what a worker's lifespan yields
 AnyM = TypeVar("AnyM", bound=Message | RawMessage)
 
 

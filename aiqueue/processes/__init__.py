@@ -11,20 +11,15 @@ from typing import TYPE_CHECKING, Any
 from .child import refuse_while_loading
 from .forks import reset_signals_at_fork
 from .pool import Processes
-from .recipe import Recipe, find_object
+from .recipe import Recipe, find_global, find_object, refer_to
 
 if TYPE_CHECKING:
     from .quarantine import Quarantine, Suspect
 
 __all__ = [
-    "Processes",
-    "Quarantine",
-    "Recipe",
-    "Suspect",
-    "find_object",
-    "refuse_while_loading",
+    "Processes", "Quarantine", "Recipe", "Suspect", "find_global", "find_object", "refer_to", "refuse_while_loading",
     "reset_signals_at_fork",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

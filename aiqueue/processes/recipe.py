@@ -6,7 +6,7 @@ import functools
 import importlib
 import multiprocessing.spawn
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,8 @@ class Recipe:
         ]  # fmt: skip
         worker = self._refer_to_worker()
         make_headers = "" if self.make_headers is None else refer_to(self.make_headers)
-        named = [lifespan, worker, make_headers, *(str(name) for each in handlers for name in (*each[2:4], *each[5]))]
+        named = [lifespan, worker, make_headers, *(each for each in arguments if isinstance(each, str))]
+        named += [str(name) for each in handlers for name in (*each[2:4], *each[5])]
         needs_main = any(name.startswith("__main__:") for name in named)
         return {
             "families": {name: protocol.family_to_plain(each) for name, each in self.families.items()},
@@ -78,13 +79,17 @@ class Recipe:
         }
 
     def _refer_to_worker(self) -> str:
-        """Return the reference of the worker, if it is a global in a module of one of its handlers. "": it is none."""
-        for handler in self.handlers.values():
-            module = getattr(handler.function, "__module__", None) or ""
-            for name, value in list(vars(sys.modules.get(module, None) or object).items()):
-                if value is self.worker and self.worker is not None:
-                    return f"{module}:{name}"
-        return ""
+        return find_global(self.worker, self.handlers.values())
+
+
+def find_global(worker: object, handlers: Iterable[Handler]) -> str:
+    """Return the reference of a worker, if it is a global in a module of one of its handlers. "": it is none."""
+    for handler in handlers:
+        module = getattr(handler.function, "__module__", None) or ""
+        for name, value in list(vars(sys.modules.get(module, None) or object).items()):
+            if value is worker and worker is not None:
+                return f"{module}:{name}"
+    return ""
 
 
 def refer_to(thing: object) -> str:

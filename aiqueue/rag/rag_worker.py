@@ -12,12 +12,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import SecretStr
-
 from ..client import Client, check_client, connect
-from ..config import Settings
 from ..errors import AIQueueError, BadInput
-from ..worker import Lifespan, Responder, Session, Worker, drain_both
+from ..worker import Lifespan, Responder, Session, Worker, drain_both, settings_to_plain
 from . import bindings, config_file, status
 from .config import RagConfig
 from .failures import RETRY
@@ -184,7 +181,7 @@ class RagWorker(Worker):
         if (self._embedder is not None or self._store is not None) and not name:
             return None
         path = None if self._path is None else str(self._path.absolute())
-        return functools.partial(lend_to_child, _plain(client.settings), path, name)
+        return functools.partial(lend_to_child, settings_to_plain(client.settings), path, name)
 
 
 @asynccontextmanager
@@ -215,17 +212,6 @@ def _name_of(worker: RagWorker) -> str:
                 if value is worker:
                     return f"{module}:{name}"
     return ""
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """Return settings as plain data, with their secrets: for the pipe to a child, and nothing else."""
-    plain: dict[str, Any] = {}
-    for name, value in settings:
-        if isinstance(value, SecretStr):
-            plain[name] = value.get_secret_value()
-        elif value is not None:
-            plain[name] = str(value.absolute()) if isinstance(value, Path) else value
-    return plain
 
 
 worker = RagWorker()

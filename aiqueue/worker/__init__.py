@@ -7,12 +7,23 @@ This room is above the client. It may not know agents or the command line.
 from __future__ import annotations
 
 from . import deaths
+from .lifespan import Lifespan, settings_to_plain
 from .rehearsal import SettledAttempt, rehearsing
 from .responder import WAIT_MAX_S, Request, Responder
-from .session import Lifespan, Session
+from .session import Session
 from .worker import Worker, check_attempt_options, drain_both
 
 __all__ = [
-    "WAIT_MAX_S", "Lifespan", "Request", "Responder", "Session", "SettledAttempt", "Worker", "check_attempt_options",
-    "deaths", "drain_both", "rehearsing",
+    "WAIT_MAX_S",
+    "Lifespan",
+    "Request",
+    "Responder",
+    "Session",
+    "SettledAttempt",
+    "Worker",
+    "check_attempt_options",
+    "deaths",
+    "drain_both",
+    "rehearsing",
+    "settings_to_plain",
 ]  # fmt: skip

@@ -7,8 +7,8 @@ import contextvars
 import logging
 import os
 import time
-from collections.abc import Callable, Collection
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Collection
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from .awaited_results import AwaitedResults
 from .context import WorkerResources
 from .gate import Gate
 from .gathering import ChildrenResources
+from .lifespan import Lifespan
 from .limiting import Limiting, make_key_gate, start_keys
 from .pausing import Pausing
 from .returns import Returns
@@ -44,8 +45,6 @@ WAIT_HERE_MAX_S = 1.0  # a delivered job that finds no slot for this long goes t
 SMOOTHING = 0.1  # weight of the newest job in the mean handler time
 LATE_END_S = 2.0  # what jobs get to end that a drain has cancelled
 NEEDED = tuple(f"{each}." for each in (subjects.HINTS, subjects.BACK, subjects.CANCEL))  # subscriptions that it needs
-
-Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,10 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Generic, NamedTuple, TypeVar, Unpack, overload
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeAlias, Unpack, overload
+
+from typing_extensions import TypeVar
 
 from ..attempt import Around, Handler, Handlers, Policies, check_cost_function, is_async_handler, parse_around
 from ..client import Client, check_client
@@ -18,12 +21,16 @@ from ..job import ANY_KIND, Job, M, M_co, Message, RawMessage, Reject, Retry, ch
 from ..schedules import When
 from ..subjects import FAMILY, token
 from ..units import Backoff, Duration, flag, parse_duration, text, texts, whole_number
+from .lifespan import Lifespan, lifespan_of_children, takes_client
 from .scheduling import DeclaredSchedules, DeclareOptions
-from .session import Lifespan, Session, WorkerOptions
+from .session import Session, WorkerOptions
 
 R = TypeVar("R")
+U = TypeVar("U", bound="Message[_Undeclared]")
+S = TypeVar("S", default=Any)  # what the lifespan yields
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=AbstractContextManager[Any] | AbstractAsyncContextManager[Any])
+_Lifespan: TypeAlias = AbstractAsyncContextManager[S]
 CONCURRENCY_MAX = 10_000
 PROCESSES_MAX = 1_000
 _UNNAMED = itertools.count(1)  # workers of this process without a name of their own
@@ -33,37 +40,44 @@ class _Undeclared:
     """The type of no result: only a message that declares no type of its result fits ``Message[_Undeclared]``."""
 
 
-class _HandlerDecorator(Generic[M_co]):
-    """What `Worker.handle` returns: a decorator that takes only functions of the right job and the right result."""
+class _AnyResultDecorator(Generic[M_co, S]):
+    """What `Worker.handle` returns for a message that declares no result: takes only functions of the right job.
 
-    def __init__(self, add: Callable[[Callable[[Job[M_co]], Any]], None]) -> None:
+    It is no overload of `_HandlerDecorator`: a job whose state is Any would fit each of them, for mypy.
+    """
+
+    def __init__(self, add: Callable[[Callable[[Job[M_co, S]], Any]], None]) -> None:
         self._add = add
 
-    @overload  # the third one says of functions that are not async what the second one says of those that are
-    def __call__(  # type: ignore[overload-overlap]
-        self: _HandlerDecorator[RawMessage | Message[_Undeclared]], function: Callable[[Job[M_co]], R]
-    ) -> Callable[[Job[M_co]], R]: ...
-    @overload
-    def __call__(
-        self: _HandlerDecorator[Message[R]], function: Callable[[Job[M_co]], Coroutine[Any, Any, R]]
-    ) -> Callable[[Job[M_co]], Coroutine[Any, Any, R]]: ...
-    @overload
-    def __call__(
-        self: _HandlerDecorator[Message[R]], function: Callable[[Job[M_co]], R]
-    ) -> Callable[[Job[M_co]], R]: ...
-    def __call__(self, function: Callable[[Job[M_co]], Any]) -> Callable[[Job[M_co]], Any]:
+    def __call__(self, function: Callable[[Job[M_co, S]], R]) -> Callable[[Job[M_co, S]], R]:
         self._add(function)
         return function
 
 
-class Worker:
+class _HandlerDecorator(_AnyResultDecorator[M_co, S]):
+    """As `_AnyResultDecorator`, for a message that declares its result, which the function must return."""
+
+    @overload
+    def __call__(
+        self: _HandlerDecorator[Message[R], S], function: Callable[[Job[M_co, S]], Coroutine[Any, Any, R]]
+    ) -> Callable[[Job[M_co, S]], Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(
+        self: _HandlerDecorator[Message[R], S], function: Callable[[Job[M_co, S]], R]
+    ) -> Callable[[Job[M_co, S]], R]: ...
+    def __call__(self, function: Callable[[Job[M_co, S]], Any]) -> Callable[[Job[M_co, S]], Any]:
+        return super().__call__(function)
+
+
+class Worker(Generic[S]):
     """Handlers and how many of them run at once.
 
     `families`: the families whose jobs to take. None: those of the registered messages. `tenants`: the tenants whose
     jobs to take. None: all. `concurrency` (1 to 10,000, default 100): the number of slots. `processes` (1 to 1,000,
     default: the number of CPUs, at most `concurrency`): how many child processes run the handlers registered with
     ``process=True``. `lifespan`: an async context manager function, entered before the first job and left after the
-    last one. What it yields is ``job.state``. Each child process enters it too. `drain_timeout` (default "30s"): how
+    last one. What it yields is ``job.state``. If it needs an argument, it gets the worker's client. Each child process
+    enters it too, then with a client of its own. `drain_timeout` (default "30s"): how
     long running jobs may take to end when the worker stops. `name`: each worker needs its own; the default is host name
     and pid, and a number from the second worker of a process on. `suspect_after` (1 to 1,000, default 2): a job that
     has been delivered so often without an outcome is tried in a child process, one at a time, because it may be what
@@ -83,20 +97,19 @@ class Worker:
         tenants: Collection[str] | None = None,
         concurrency: int = 100,
         processes: int | None = None,
-        lifespan: Lifespan | None = None,
+        lifespan: Callable[[], _Lifespan[S]] | Callable[[Client], _Lifespan[S]] | None = None,
         drain_timeout: Duration = "30s",
         name: str | None = None,
         suspect_after: int | None = None,
         owner: str | None = None,
         generation: int | None = None,
     ) -> None:
-        if lifespan is not None and not callable(lifespan):
-            raise BadInput(f"lifespan must be a function that returns an async context manager, not {lifespan!r}")
+        self._lifespan_takes_client = lifespan is not None and takes_client(lifespan)
         self.families = None if families is None else texts("families", families)
         self.tenants = None if tenants is None else tuple(token("tenant", each) for each in texts("tenants", tenants))
         self.concurrency = whole_number("concurrency", concurrency, 1, CONCURRENCY_MAX)
         self.processes = None if processes is None else whole_number("processes", processes, 1, PROCESSES_MAX)
-        self.lifespan = lifespan
+        self.lifespan: Callable[..., AbstractAsyncContextManager[S]] | None = lifespan
         self.drain_timeout_s = parse_duration("drain_timeout", drain_timeout)
         self.name = text("name", name) if name else _default_name()
         self.suspect_after = None if suspect_after is None else whole_number("suspect_after", suspect_after, 1, 1_000)
@@ -121,17 +134,27 @@ class Worker:
     def handlers(self) -> tuple[Handler, ...]:
         return tuple(self._handlers.values())
 
+    @overload
+    def handle(
+        self, model: type[U], *, retry: Backoff | None = None, timeout: Duration | None = "10m", result: bool = True,
+        process: bool = False, on: Policies | None = None, cost: Callable[[U], float] | None = None,
+    ) -> _AnyResultDecorator[U, S]: ...  # fmt: skip
+    @overload
+    def handle(
+        self, model: type[M], *, retry: Backoff | None = None, timeout: Duration | None = "10m", result: bool = True,
+        process: bool = False, on: Policies | None = None, cost: Callable[[M], float] | None = None,
+    ) -> _HandlerDecorator[M, S]: ...  # fmt: skip
     def handle(
         self,
-        model: type[M],
+        model: type[Any],
         *,
         retry: Backoff | None = None,
         timeout: Duration | None = "10m",
         result: bool = True,
         process: bool = False,
         on: Policies | None = None,
-        cost: Callable[[M], float] | None = None,
-    ) -> _HandlerDecorator[M]:
+        cost: Callable[[Any], float] | None = None,
+    ) -> _AnyResultDecorator[Any, S]:
         """Register a function for a kind of message: a decorator.
 
         The function takes one ``Job[model]``, and returns what the model declares as its result (``Message[Summary]``).
@@ -160,12 +183,12 @@ class Worker:
         keeps_result, in_process = flag("result", result), flag("process", process)
         check_cost_function(cost)
 
-        def add(function: Callable[[Job[M]], Any]) -> None:
+        def add(function: Callable[[Job[Any, S]], Any]) -> None:
             if (model.aiq_family, model.aiq_kind) in self._handlers:
                 raise BadInput(f"kind {model.aiq_kind!r} of {model.aiq_family} has a handler already")
             self._add(model, function, options, keeps_result, in_process, cost)
 
-        return _HandlerDecorator(add)
+        return _AnyResultDecorator(add)
 
     def handle_any(
         self,
@@ -177,7 +200,7 @@ class Worker:
         process: bool = False,
         on: Policies | None = None,
         cost: Callable[[RawMessage], float] | None = None,
-    ) -> _HandlerDecorator[RawMessage]:
+    ) -> _AnyResultDecorator[RawMessage, S]:
         """Register a function for all jobs of a family that no other handler of this worker takes: a decorator.
 
         The function takes one ``Job[RawMessage]``: the body as it is stored, which no model has checked. It gets
@@ -195,14 +218,14 @@ class Worker:
         keeps_result, in_process = flag("result", result), flag("process", process)
         check_cost_function(cost)
 
-        def add(function: Callable[[Job[RawMessage]], Any]) -> None:
+        def add(function: Callable[[Job[RawMessage, S]], Any]) -> None:
             if (family, ANY_KIND) in self._handlers:
                 raise BadInput(f"{family} has a handler for every kind already")
             self._add(RawMessage, function, options, keeps_result, in_process, cost, any_of=family)
 
-        return _HandlerDecorator(add)
+        return _AnyResultDecorator(add)
 
-    def around(self, function: Callable[[Job[Any]], C]) -> Callable[[Job[Any]], C]:
+    def around(self, function: Callable[[Job[Any, S]], C]) -> Callable[[Job[Any, S]], C]:
         """Put a context manager around each run of each handler of this worker: a decorator above @contextmanager or
         @asynccontextmanager. Several are entered in the order in which they are declared::
 
@@ -324,9 +347,13 @@ class Worker:
 
     def _make_options(self, client: Client) -> WorkerOptions:
         schedules = self._schedules.check(client, self._handlers)
+        lifespan, child_lifespan = self.lifespan, self.child_lifespan
+        if lifespan is not None and self._lifespan_takes_client:
+            child_lifespan = child_lifespan or lifespan_of_children(lifespan, client, self, self.handlers)
+            lifespan = partial(lifespan, client)
         return WorkerOptions(
             self.name, self._handlers, self._resolve_families(client), self.tenants, self.slots, self.process_count,
-            self.lifespan, self.drain_timeout_s, self, self.suspect_after, schedules, self.child_lifespan,
+            lifespan, self.drain_timeout_s, self, self.suspect_after, schedules, child_lifespan,
         )  # fmt: skip
 
     def _resolve_families(self, client: Client) -> list[str]:

@@ -108,10 +108,16 @@ def _note(number: int) -> None:
 
 
 worker = aiqueue.Worker(lifespan=_connected)
-_cost: dict[str, Any] = {"cost": lambda message: message.cost} if os.environ.get(HAS_COST) else {}
 
 
-@worker.handle(Call, result=False, **_cost)
+def _cost_of(message: Call | CostlyNoop) -> float:
+    return message.cost
+
+
+_cost = _cost_of if os.environ.get(HAS_COST) else None
+
+
+@worker.handle(Call, result=False, cost=_cost)
 async def call(job: aiqueue.Job[Call]) -> None:
     told = job.message
     answer = await _provider[0].call(
@@ -129,7 +135,7 @@ async def noop(job: aiqueue.Job[Noop]) -> None:
     _note(job.message.number)
 
 
-@worker.handle(CostlyNoop, result=False, **_cost)
+@worker.handle(CostlyNoop, result=False, cost=_cost)
 async def costly(job: aiqueue.Job[CostlyNoop]) -> None:
     _note(job.message.number)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -348,3 +348,74 @@ async def states(client: aiqueue.Client) -> aiqueue.JobState:
     if stats.state == "in_flight":  # right: a state
         return stats.state
     return "queued"  # right: a state
+
+
+@dataclass
+class State:
+    client: aiqueue.Client
+    model: str = "small"
+
+
+class LargeState(State):
+    pass
+
+
+@asynccontextmanager
+async def open_state(client: aiqueue.Client) -> AsyncIterator[LargeState]:
+    yield LargeState(client)
+
+
+stateful = aiqueue.Worker(lifespan=open_state, concurrency=5)  # right: a lifespan that takes the client
+assert_type(stateful, aiqueue.Worker[LargeState])  # right: the state's type is that of the lifespan
+assert_type(worker, aiqueue.Worker[dict[str, str]])  # right: also without the client
+
+
+@stateful.handle(Summarise)  # right: a job that knows its state
+async def with_state(job: aiqueue.Job[Summarise, LargeState]) -> Summary:
+    assert_type(job.state, LargeState)  # right: the state
+    await job.state.client.enqueue(Plain(text=job.state.model), tenant="acme")
+    return Summary(title=job.message.text)
+
+
+@stateful.handle(Measure)  # right: a job that knows a base of its state
+def with_base(job: aiqueue.Job[Measure, State]) -> Size:
+    return Size(len(job.state.model), 1)
+
+
+@stateful.handle(Plain)  # right: a job that does not know its state
+async def without_state(job: aiqueue.Job[Plain]) -> None:
+    print(job.state.anything)
+
+
+@stateful.handle_any("agent.tasks")  # right: every kind, with the state
+async def any_with_state(job: aiqueue.Job[aiqueue.RawMessage, LargeState]) -> str:
+    return job.state.model
+
+
+@stateful.around  # right: around, with the state
+@contextmanager
+def around_with_state(job: aiqueue.Job[Any, State]) -> Iterator[None]:
+    print(job.state.model)
+    yield
+
+
+@worker.around  # right: around, of a job of any kind
+@asynccontextmanager
+async def around_async(job: aiqueue.Job) -> AsyncIterator[None]:
+    print(job.id, job.state)
+    yield
+
+
+@agent.around  # right: around mail
+@contextmanager
+def around_mail(mail: Mail) -> Iterator[None]:
+    print(mail.sender)
+    yield
+
+
+def trace(message: aiqueue.Message) -> dict[str, str]:
+    return {"kind": message.aiq_kind}
+
+
+aiqueue.connect(headers=trace, name="web")  # right: a function of headers
+aiqueue.connect_sync("nats://localhost", headers=lambda message: {"kind": message.aiq_kind})  # right: a lambda

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pydantic
 
@@ -259,3 +261,59 @@ async def states(client: aiqueue.Client) -> aiqueue.JobState:
     if status.state == "in_fligth":  # wrong: a misspelled state
         print(status)
     return "running"  # wrong: no such state
+
+
+@dataclass
+class State:
+    model: str = "small"
+
+
+@asynccontextmanager
+async def open_state(client: aiqueue.Client) -> AsyncIterator[State]:
+    yield State()
+
+
+@asynccontextmanager
+async def open_two(client: aiqueue.Client, more: str) -> AsyncIterator[State]:
+    yield State()
+
+
+stateful = aiqueue.Worker(lifespan=open_state)
+aiqueue.Worker(lifespan=open_two)  # wrong: a lifespan with two arguments
+
+
+@stateful.handle(Summarise)  # wrong: another state
+async def another_state(job: aiqueue.Job[Summarise, Size]) -> Summary:
+    return Summary(title=job.message.text)
+
+
+@stateful.handle(Plain)
+async def with_state(job: aiqueue.Job[Plain, State]) -> None:
+    print(job.state.size)  # wrong: no such field of the state
+
+
+@stateful.around  # wrong: around, of another state
+@contextmanager
+def around_another_state(job: aiqueue.Job[Any, Size]) -> Iterator[None]:
+    yield
+
+
+@stateful.around  # wrong: around, no context manager
+def no_context_manager(job: aiqueue.Job[Any, State]) -> Iterator[None]:
+    yield
+
+
+@agent.around  # wrong: around, a job in place of mail
+@contextmanager
+def around_jobs(job: aiqueue.Job[Any]) -> Iterator[None]:
+    yield
+
+
+async def async_headers(message: aiqueue.Message) -> dict[str, str]:
+    return {}
+
+
+aiqueue.connect(headers={"x": "y"})  # wrong: a function makes headers
+aiqueue.connect(headers=async_headers)  # wrong: not awaited
+aiqueue.connect(headers=lambda message: {"x": 5})  # wrong: a header is a text
+aiqueue.connect_sync(headers=lambda: None)  # wrong: no argument

@@ -29,6 +29,7 @@ from .report import Row, plain, table
 
 Text = Callable[[Any, aiqueue.Client, Path, argparse.Namespace], Awaitable[str]]
 HOW: dict[str, Text] = {  # what each of TEXTS takes
+    "around": lambda module, client, _, chosen: module.run(client, rounds=chosen.rounds, jobs=chosen.jobs),
     "cancel": lambda module, client, _, chosen: module.run(client, jobs=max(50, chosen.jobs // 50)),
     "delayed": lambda module, client, _, chosen: module.run(client, jobs=chosen.jobs),
     "documents": lambda module, client, directory, chosen: module.run(

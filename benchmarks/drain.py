@@ -15,9 +15,10 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import cbor2
 import nats.errors
@@ -94,17 +95,29 @@ async def fill(
 
 async def ours(client: aiqueue.Client, jobs: int, *, result: bool = False) -> float:
     """Jobs a second, from the first handler to the last. `result`: each job's number is kept as its result."""
-    here = aiqueue.Worker(concurrency=100)
+
+    def make(handler: Callable[[aiqueue.Job[Noop]], Any]) -> aiqueue.Worker:
+        worker = aiqueue.Worker(concurrency=100)
+        worker.handle(Noop, result=result)(handler)
+        return worker
+
+    return await timed_drain(client, jobs, make)
+
+
+async def timed_drain(
+    client: aiqueue.Client, jobs: int, make: Callable[[Callable[[aiqueue.Job[Noop]], Any]], aiqueue.Worker]
+) -> float:
+    """Jobs a second, from the first handler to the last, of the worker that `make` returns for a handler."""
     seen: list[float] = []
     finished = asyncio.Event()
 
-    @here.handle(Noop, result=result)
     async def noop(job: aiqueue.Job[Noop]) -> int:
         seen.append(time.perf_counter())
         if len(seen) >= jobs:
             finished.set()
         return job.message.i
 
+    here = make(noop)
     async with here.running(client), asyncio.timeout(WITHIN_S):
         await finished.wait()
     return (jobs - 1) / (seen[-1] - seen[0])

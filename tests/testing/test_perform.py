@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +222,33 @@ def _of_tenant() -> aiqueue.Worker:
 
 async def test_a_worker_of_some_tenants_gets_the_first_of_them() -> None:
     assert (await testing.perform(_of_tenant(), Plain())).result == "acme"
+
+
+async def test_what_is_around_a_handler_is_entered_as_in_a_worker_and_what_it_suppresses_is_an_error() -> None:
+    seen: list[str] = []
+    around = aiqueue.Worker()
+
+    @around.around
+    @contextlib.asynccontextmanager
+    async def asynchronous(job: aiqueue.Job) -> AsyncIterator[None]:
+        seen.append("async")
+        yield
+
+    @around.around
+    @contextlib.contextmanager
+    def plain(job: aiqueue.Job) -> Iterator[None]:
+        seen.append("plain")
+        with contextlib.suppress(ValueError):
+            yield
+
+    @around.handle(Summarise)
+    def summarise_in_thread(job: aiqueue.Job[Summarise]) -> Summary:
+        if job.message.text == "bad":
+            raise ValueError("bad")
+        return Summary(words=1)
+
+    done = await testing.perform(around, Summarise())
+    failed = await testing.perform(around, Summarise(text="bad"))
+    assert (done.outcome, failed.outcome) == ("done", "retry")
+    assert "plain suppressed the handler's ValueError: bad" in str(failed.error)
+    assert seen == ["async", "plain"] * 2

@@ -1,0 +1,204 @@
+"""The example in examples/live_job, in a real browser: its page follows a job over all that may break."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+import aiqueue
+
+from .. import support
+from ..support import ROOT, NatsProcess
+from .browser import Page, find_browser, open_page
+
+EXAMPLE = ROOT / "examples/live_job"
+BROWSER = find_browser()
+LINES = 200
+
+
+class Service:
+    """The example as services: its web server, its worker, and a nats-server."""
+
+    def __init__(self, server: NatsProcess, directory: Path) -> None:
+        self.server, self.directory = server, directory
+        self.port = support.supervisor.free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "AIQUEUE_URL": server.url,
+            "AIQUEUE_USER": server.user, "AIQUEUE_PASSWORD": server.password,
+        }  # fmt: skip
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    async def serve(self) -> None:
+        self.web = self._start("uvicorn", "app:app", "--port", str(self.port))
+        await support.eventually(self._accepts)
+
+    def _accepts(self) -> bool:
+        assert self.web.poll() is None, (self.directory / "log").read_text()
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", self.port)):
+            return True
+        return False
+
+    def work(self, pause_s: float) -> subprocess.Popen[bytes]:
+        return self._start("aiqueue", "work", "tasks:worker", PAUSE_S=str(pause_s))
+
+    def _start(self, *words: str, **more: str) -> subprocess.Popen[bytes]:
+        environment = {**self._environment, **more}
+        with (self.directory / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *words], cwd=EXAMPLE, env=environment, stdout=log, stderr=log
+            )
+        self._started.append(process)
+        return process
+
+    def client(self) -> aiqueue.Client:
+        """A client that knows the example's streams."""
+        server, streams = self.server, EXAMPLE / "streams"
+        return aiqueue.connect(server.url, user=server.user, password=server.password, streams=streams)
+
+    def end(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+async def service(own_server: Any, tmp_path: Path) -> AsyncIterator[Service]:
+    service = Service(own_server(), tmp_path)
+    user, password = service.server.user, service.server.password
+    async with aiqueue.connect(service.server.url, user=user, password=password, streams=EXAMPLE / "streams") as client:
+        await support.create_streams(client)
+    try:
+        await service.serve()
+        yield service
+    finally:
+        service.end()
+
+
+@pytest.fixture
+async def page(tmp_path: Path) -> AsyncIterator[Page]:
+    if BROWSER is None:
+        pytest.skip("no Chromium on PATH: apt-get install chromium")
+    directory = tmp_path / "browser"
+    directory.mkdir()
+    async with open_page(BROWSER, directory) as page:
+        yield page
+
+
+def lines_of(text: str) -> list[int]:
+    """The numbers of a report's lines."""
+    return [int(each.partition(".")[0]) for each in text.splitlines() if each]
+
+
+async def wait_for_lines(page: Page, count: int) -> None:
+    """Wait until the page shows so many lines, which are each there once and in order."""
+
+    async def are_there() -> bool:
+        shown = lines_of(await page.text("#text"))
+        assert shown == list(range(1, len(shown) + 1))
+        return len(shown) >= count
+
+    await support.eventually(are_there)
+
+
+async def log_in(page: Page, service: Service, tenant: str) -> None:
+    await page.open(service.url)
+    await page.fill("#login [name=tenant]", tenant)
+    await page.click("#login button")
+    await support.eventually(lambda: page.run('!document.querySelector("#start").hidden'))
+
+
+async def start(page: Page, lines: int) -> None:
+    await page.fill("#start [name=lines]", str(lines))
+    await page.click("#start button")
+    await support.eventually(lambda: page.run("location.hash.length > 1"))
+
+
+async def wait_for_state(page: Page, state: str) -> None:
+    await support.eventually(lambda: page.run(f'document.querySelector("#state").innerText === {state!r}'))
+
+
+async def answer_503(service: Service, count: int) -> None:
+    """Answer in place of the service, as a proxy does whose server is away, so many times."""
+    asked = 0
+
+    async def answer(_: web.BaseRequest) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=503)
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", service.port, reuse_address=True).start()
+    await support.eventually(lambda: asked >= count)
+    await runner.cleanup()
+
+
+async def test_a_page_follows_a_job_over_all_that_may_break_and_shows_each_line_once(
+    service: Service, page: Page
+) -> None:
+    worker = service.work(pause_s=0.2)
+    await log_in(page, service, "acme")
+    await start(page, LINES)
+    await wait_for_lines(page, 3)
+    await page.reload()
+    await wait_for_lines(page, 8)
+
+    service.web.send_signal(signal.SIGTERM)  # it ends although a stream is open
+    assert service.web.wait(timeout=10) in (0, -signal.SIGTERM)
+    await support.eventually(lambda: page.run('document.querySelector("#problem").innerText.includes("lost")'))
+    await service.serve()
+    await wait_for_lines(page, 12)
+    service.web.kill()
+    service.web.wait()
+    await answer_503(service, 3)
+    await service.serve()
+    await wait_for_lines(page, 16)
+
+    service.server.kill()
+    service.server.start()
+    await wait_for_lines(page, len(lines_of(await page.text("#text"))) + 3)
+
+    worker.kill()
+    worker.wait()
+    service.work(pause_s=0)
+    await wait_for_state(page, "done")
+    assert lines_of(await page.text("#text")) == list(range(1, LINES + 1))
+    assert await page.run("following === null && problem.innerText === ''")
+    async with service.client() as client:
+        job = await client.job((await page.run("location.hash"))[1:], tenant="acme")
+        events = [each.event async for each in job.stream(timeout="5s")]
+    assert (events.count("restart"), events.count("chunk") > LINES) == (1, True)
+
+
+async def test_a_job_is_cancelled_on_its_page_and_is_nobody_else_s(service: Service, page: Page) -> None:
+    service.work(pause_s=0.2)
+    await log_in(page, service, "acme")
+    await start(page, LINES)
+    await wait_for_lines(page, 1)
+    job = await page.run("location.hash")
+    await page.click("#cancel")
+    await wait_for_state(page, "cancelled")
+    await page.reload()
+    await wait_for_state(page, "cancelled")
+
+    await page.run(
+        "fetch('/login', {method: 'POST', headers: {'content-type': 'application/json'}, "
+        "body: JSON.stringify({tenant: 'globex'})})"
+    )
+    await page.reload()
+    await wait_for_state(page, "there is no such job (any more)")
+    await page.call("Network.clearBrowserCookies")
+    await page.open(f"{service.url}/?again{job}")
+    await wait_for_state(page, "log in first")
+    assert await page.run("start.hidden && !login.hidden")

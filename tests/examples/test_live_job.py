@@ -6,8 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ import pytest
 from aiohttp import web
 
 import aiqueue
+from aiqueue.server import supervisor
 
-from .. import support
+from .. import forks, support
 from ..support import ROOT, NatsProcess
 from .browser import Page, find_browser, open_page
 
@@ -31,13 +30,13 @@ class Service:
 
     def __init__(self, server: NatsProcess, directory: Path) -> None:
         self.server, self.directory = server, directory
-        self.port = support.supervisor.free_port()
+        self.port = supervisor.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._environment = {
             **os.environ, "PYTHONPATH": str(ROOT), "AIQUEUE_URL": server.url,
             "AIQUEUE_USER": server.user, "AIQUEUE_PASSWORD": server.password,
         }  # fmt: skip
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._started: list[forks.Program] = []
 
     async def serve(self) -> None:
         self.web = self._start("uvicorn", "app:app", "--port", str(self.port))
@@ -49,14 +48,14 @@ class Service:
             return True
         return False
 
-    def work(self, pause_s: float) -> subprocess.Popen[bytes]:
+    def work(self, pause_s: float) -> forks.Program:
         return self._start("aiqueue", "work", "tasks:worker", PAUSE_S=str(pause_s))
 
-    def _start(self, *words: str, **more: str) -> subprocess.Popen[bytes]:
+    def _start(self, *words: str, **more: str) -> forks.Program:
         environment = {**self._environment, **more}
         with (self.directory / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *words], cwd=EXAMPLE, env=environment, stdout=log, stderr=log
+            process = forks.start(
+                *words, cwd=EXAMPLE, env=environment, stdout=log, stderr=log, imports=("uvicorn", "aiqueue.fastapi")
             )
         self._started.append(process)
         return process

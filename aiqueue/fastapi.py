@@ -17,6 +17,8 @@
     @app.get("/jobs/{job_id}/events")
     async def events(job: aiq.TheJob, after: aiq.LastEventId) -> Response:
         return aiq.sse(job, after)
+
+docs/web.md has a whole service.
 """
 
 from __future__ import annotations

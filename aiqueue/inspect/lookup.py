@@ -124,8 +124,11 @@ async def job(
 async def find_job(
     connection: Connection, topology: Topology, job_id: str, *, family: str | None = None, tenant: str | None = None
 ) -> FoundJob:
-    """Find a job as `job` does, and return its stored messages and entries. Raises the same."""
-    return await _Search(connection, topology, job_id, family, tenant).run()
+    """Find a job as `job` does, and return its stored messages. Raises the same.
+
+    With `tenant`, only the newest entry of its journal is read: the journal of a job that streams has thousands.
+    """
+    return await _Search(connection, topology, job_id, family, tenant, whole=tenant is None).run()
 
 
 async def look_up(
@@ -147,9 +150,11 @@ class _Search:
 
     def __init__(
         self, connection: Connection, topology: Topology, job_id: str, family: str | None, tenant: str | None,
-        since: float | None = None,
+        since: float | None = None, *, whole: bool = True,
     ) -> None:  # fmt: skip
-        """`since`: when the job was stored at the earliest, if its id does not say it."""
+        """`since`: when the job was stored at the earliest, if its id does not say it. `whole`: read whole journals, and
+        not only the newest entry, for which the tenant must be known.
+        """
         self._connection = connection
         self._topology = topology
         self._job_id = subjects.job_id(job_id)
@@ -161,6 +166,7 @@ class _Search:
         self._family = family
         self._found: dict[tuple[str, str], FoundJob] = {}
         self._scan = LaneScan(connection, self._job_id, since)
+        self._whole = whole
 
     @property
     def limited(self) -> bool:
@@ -212,6 +218,12 @@ class _Search:
             return
         stream = self._topology.journal_stream.name
         subject = subjects.journal(family.journal, self._tenant or "*", self._job_id)
+        if not self._whole:
+            with contextlib.suppress(NotFound):
+                newest = await self._connection.last(stream, subject)
+                if newest is not None:
+                    self._found_in(family.name, self._tenant or "").entries = [entry_from_stored(newest).masked()]
+            return
         count = size_bytes = 0
         with contextlib.suppress(NotFound):
             async for stored in self._connection.read(stream, subject):

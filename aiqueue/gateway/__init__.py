@@ -28,7 +28,7 @@ from .usage_store import UsageStore
 from .usage_view import Sums, UsageTotal, UsageView
 
 if TYPE_CHECKING:
-    from . import front, sse, standin  # they need starlette and aiohttp
+    from . import front, standin  # they need starlette and aiohttp
     from .gateway_worker import GatewayWorker, worker
 
 __all__ = [
@@ -84,7 +84,6 @@ __all__ = [
     "open_provider",
     "parse_usd",
     "prompt_tokens_at_most",
-    "sse",
     "standin",
     "text_of",
     "to_micros",

@@ -152,8 +152,8 @@ class _Search:
         self, connection: Connection, topology: Topology, job_id: str, family: str | None, tenant: str | None,
         since: float | None = None, *, whole: bool = True,
     ) -> None:  # fmt: skip
-        """`since`: when the job was stored at the earliest, if its id does not say it. `whole`: read whole journals, and
-        not only the newest entry, for which the tenant must be known.
+        """`since`: when the job was stored at the earliest, if its id does not say it. `whole`: read all of a
+        journal, and not the newest entry alone, for which the tenant must be known.
         """
         self._connection = connection
         self._topology = topology

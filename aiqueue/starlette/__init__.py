@@ -1,7 +1,8 @@
 """The queue in a Starlette application: its lifespan, requests, errors and streams. `aiqueue.fastapi` is the same in
 FastAPI's terms.
 
-May not know a product. `problems` and `public_items` need no Starlette; the rest is imported when it is first used.
+May not know a product. What is imported here at once, and `server_events`, which the gateway uses too, need no
+Starlette. The rest is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from .problems import HttpProblem, problem_of
 from .tenant_client import TenantClient
 
 if TYPE_CHECKING:
+    from . import server_events
     from .application import lifespan
     from .event_stream import EventStream, sse
     from .requests import (
@@ -46,24 +48,9 @@ _MODULE_OF = {
 }
 
 __all__ = [
-    "EventStream",
-    "HttpProblem",
-    "JobView",
-    "TenantClient",
-    "accepted",
-    "checked_event_id",
-    "describe",
-    "find_job",
-    "idempotency_key",
-    "install_errors",
-    "last_event_id",
-    "lifespan",
-    "problem_of",
-    "queue",
-    "scoped_key",
-    "set_tenant",
-    "sse",
-    "the_job",
+    "EventStream", "HttpProblem", "JobView", "TenantClient", "accepted", "checked_event_id", "describe", "find_job",
+    "idempotency_key", "install_errors", "last_event_id", "lifespan", "problem_of", "queue", "scoped_key",
+    "server_events", "set_tenant", "sse", "the_job",
 ]  # fmt: skip
 
 

@@ -15,21 +15,23 @@ from starlette.types import Receive, Scope, Send
 
 from ..client import Handle
 from ..errors import AIQueueError, BadInput, Unavailable
-from ..gateway import sse as server_events
+from ..journal import StreamItem
+from . import server_events
 from .application import WebState, state_of
 from .problems import problem_of
 from .public_items import public_data
 
 log = logging.getLogger(__name__)
 
-PING_S: Final = 15.0
 STATUS_S: Final = 1.0  # how long the status waits for the first event, or for an error in its place
 RETRY_MS: Final = (500, 1_500)  # when a browser connects again: not all of them at the same time
 END_S: Final = 5.0  # how long a slow client may take for the end of a stream when the server stops
 ENDED: Final = "end"  # in place of a cursor: the job has ended, and has no final item
 
 
-def sse(handle: Handle[Any], after: str | None = None, *, details: bool = False, ping_s: float = PING_S) -> EventStream:
+def sse(
+    handle: Handle[Any], after: str | None = None, *, details: bool = False, ping_s: float = server_events.PING_S
+) -> EventStream:
     """Return a job's stream as server-sent events, for EventSource: to be returned by the endpoint.
 
     A chunk is an ordinary message with the chunk as JSON. Others are events by the name of the item: started, progress,
@@ -109,14 +111,17 @@ class EventStream(Response):
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
         is_new, has_more, has_final = self._cursor is None, False, False
-        async with aclosing(self._handle.stream(after=self._cursor)) as items:
-            async for item in items:
-                has_more, has_final = True, item.final
-                data = item.masked().data if self._details else public_data(item)
-                event_id = server_events.event_id(self._handle.id, item.cursor)
-                yield server_events.event(data, id=event_id, name="" if item.event == "chunk" else item.event)
+        async with aclosing(self._handle.stream_batches(after=self._cursor)) as batches:
+            async for batch in batches:
+                has_more, has_final = True, batch[-1].final
+                yield b"".join(map(self._event_of, batch))
         if not has_final and (has_more or is_new):
             yield server_events.event(None, id=server_events.event_id(self._handle.id, ENDED), name="ended")
+
+    def _event_of(self, item: StreamItem) -> bytes:
+        data = item.masked().data if self._details else public_data(item)
+        event_id = server_events.event_id(self._handle.id, item.cursor)
+        return server_events.event(data, id=event_id, name="" if item.event == "chunk" else item.event)
 
     async def _send_problem(self, error: Exception, send: Send) -> None:
         """Tell the client why its stream ends, unless it only needs to connect again."""

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import subjects
 from ...errors import AIQueueError
-from .. import sse
+from ...starlette import server_events
 from ..batches import GatewayBatch
 from . import batches, chat, embeddings, files, health, models
 from .authentication import Authentication
@@ -27,7 +27,7 @@ from .errors import RETRY_S, ApiError, error_of
 log = logging.getLogger(__name__)
 
 _DRAINING: Final = "the gateway is restarting: send the request again; Last-Event-ID has the rest of a stream"
-_EVENTS: Final = f"{sse.MEDIA_TYPE}; charset=utf-8".encode()
+_EVENTS: Final = f"{server_events.MEDIA_TYPE}; charset=utf-8".encode()
 
 
 def build_app(front: Front) -> Starlette:
@@ -85,7 +85,9 @@ class RequestId:
             if not has_started:
                 await error.response()(scope, receive, send_with_id)
             elif is_stream:
-                await send({"type": "http.response.body", "body": sse.event(error.body()), "more_body": False})
+                await send(
+                    {"type": "http.response.body", "body": server_events.event(error.body()), "more_body": False}
+                )
         except Exception as error:
             if has_started:
                 raise

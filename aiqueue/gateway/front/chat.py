@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from ... import subjects
 from ...enqueue import find_fingerprint, fingerprint_of, is_other_body
 from ...headers import FINGERPRINT
-from .. import sse
+from ...starlette import server_events
 from ..api_key_store import ApiKey
 from ..api_keys import KeyCredit
 from ..requests import EmbeddingRequest, GatewayRequest
@@ -104,7 +104,7 @@ class ChatStreamResponse(Response):
     """The stream of a request's job. Errors before the first chunk keep their status; later ones are events."""
 
     def __init__(self, request: Request, front: Front, handle: Handle[Any], events: ChatEvents) -> None:
-        super().__init__(headers=dict(sse.HEADERS), media_type=sse.MEDIA_TYPE)
+        super().__init__(headers=dict(server_events.HEADERS), media_type=server_events.MEDIA_TYPE)
         del self.headers["content-length"]
         self._request, self._front, self._handle, self._events = request, front, handle, events
 
@@ -125,7 +125,10 @@ class ChatStreamResponse(Response):
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         settings = self._front.settings
-        async with aclosing(self._events.parts()) as parts, sse.EventFlow(parts, ping_s=settings.ping_s) as flow:
+        async with (
+            aclosing(self._events.parts()) as parts,
+            server_events.EventFlow(parts, ping_s=settings.ping_s) as flow,
+        ):
             await flow.begin(settings.status_s)  # raises the errors that keep their status
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
@@ -135,5 +138,5 @@ class ChatStreamResponse(Response):
                 told = error_of(error)
                 if told.status == 500:
                     log.exception("job %s: its stream has ended", self._handle.id)
-                await send({"type": "http.response.body", "body": sse.event(told.body()), "more_body": True})
+                await send({"type": "http.response.body", "body": server_events.event(told.body()), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ...errors import BadInput, JobCancelled, JobFailed
-from .. import sse
+from ...starlette import server_events
 from ..stored_chunks import MARK, as_chunks
 from .errors import ApiError, error_of_failure
 from .idempotency import Submission
@@ -134,7 +134,7 @@ class ChatEvents:
         if not self._with_usage and not chunk.get("choices") and chunk.get("usage") is not None:
             return made
         chunk["model"] = self._model
-        return [*made, sse.event(chunk, id=self._id(cursor))]
+        return [*made, server_events.event(chunk, id=self._id(cursor))]
 
     def _begin_call(self, call: str, cursor: str) -> list[bytes]:
         """Take up the chunks of another attempt. The same call's are written again, and the client has some of them."""
@@ -150,7 +150,7 @@ class ChatEvents:
             problem = f"the answer has begun anew after {had} chunks{why}; send the request again for the whole answer"
             raise ApiError(502, problem, code="stream_restarted")
         self._has_hole = False
-        return [sse.event({"object": "aiqueue.restart", **restart}, id=self._id(cursor), name="restart")]
+        return [server_events.event({"object": "aiqueue.restart", **restart}, id=self._id(cursor), name="restart")]
 
     def _on_result(self, answer: Any, cursor: str) -> list[bytes]:
         """The end of a stream. An answer whose chunks are gone, or were never streamed, comes as one chunk."""
@@ -164,7 +164,7 @@ class ChatEvents:
         for chunk in as_chunks(answer) if isinstance(answer, dict) else ():
             self._sent += 1
             if chunk.get("choices") or self._with_usage:
-                made.append(sse.event({**chunk, "model": self._model}, id=self._id(cursor)))
+                made.append(server_events.event({**chunk, "model": self._model}, id=self._id(cursor)))
         return [*made, DONE]
 
     def _id(self, cursor: str) -> str:

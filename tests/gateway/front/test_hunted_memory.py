@@ -9,8 +9,8 @@ from collections.abc import AsyncGenerator
 import aiohttp
 import pytest
 
-from aiqueue.gateway import sse
 from aiqueue.gateway.json_bounds import VALUES_MAX, find_excess
+from aiqueue.starlette import server_events
 
 from .fronts import RunningFront, Tokens, bearer, chat_body
 
@@ -60,7 +60,7 @@ async def test_large_events_are_not_made_far_ahead_of_a_slow_client() -> None:
             made += 1
             yield b"x" * 100_000
 
-    async with sse.EventFlow(parts()) as flow:
+    async with server_events.EventFlow(parts()) as flow:
         await flow.begin(1.0)
         for _ in range(50):
             await asyncio.sleep(0)

@@ -1,13 +1,4 @@
-"""A job's stream as server-sent events, for any ASGI framework::
-
-    @app.get("/answers/{job_id}")
-    async def follow(job_id: str, request: Request) -> StreamingResponse:
-        handle = await client.job(job_id, tenant=tenant_of(request))
-        events = sse.stream(handle, last_event_id=request.headers.get("last-event-id"))
-        return StreamingResponse(events, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
-
-Each event has an id. A client that sends the last one as `Last-Event-ID` gets what follows it, from any process.
-"""
+"""Server-sent events: their format, their ids, and their way to a client. For any ASGI framework."""
 
 from __future__ import annotations
 
@@ -15,15 +6,11 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import pydantic_core
 
 from ..errors import BadInput
-
-if TYPE_CHECKING:
-    from ..client import Handle
 
 MEDIA_TYPE: Final = "text/event-stream"
 HEADERS: Final[Mapping[str, str]] = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -44,7 +31,7 @@ def event(data: Any, *, id: str = "", name: str = "") -> bytes:  # noqa: A002  (
 
 
 def event_id(job_id: str, cursor: str) -> str:
-    """Return the id of an event: its job, and the cursor of its item."""
+    """Return the id of an event: its job, and the cursor of its item. Who sends it back gets what follows."""
     return f"{job_id}.{cursor}"
 
 
@@ -54,40 +41,6 @@ def parse_event_id(text: str) -> tuple[str, str]:
     if found is None:
         raise BadInput(f"Last-Event-ID {text[:80]!r} is no id of an event of this stream")
     return found[1], found[2]
-
-
-async def stream(
-    handle: Handle[Any], *, last_event_id: str | None = None, ping_s: float = PING_S
-) -> AsyncGenerator[bytes, None]:
-    """Yield the items of a job's stream as events, several in one part when they come quickly.
-
-    A chunk is an ordinary message with the chunk as JSON. Others are events by the name of the item: started, progress,
-    retry, restart (discard the output so far), gap, and at the end result, failed or cancelled. After `ping_s` seconds
-    of silence comes a comment. Secrets are left out. `last_event_id`: to go on behind that event.
-
-    Raises BadInput for an id that is not of this job, before anything is yielded, and what `Handle.stream` raises.
-    """
-    after = None
-    if last_event_id:
-        job_id, after = parse_event_id(last_event_id)
-        if job_id != handle.id:
-            raise BadInput(f"Last-Event-ID is of job {job_id}, not of {handle.id}")
-    async with aclosing(_items(handle, after)) as parts, EventFlow(parts, ping_s=ping_s) as flow:
-        while (part := await flow.read()) is not None:
-            yield part
-
-
-async def _items(handle: Handle[Any], after: str | None) -> AsyncGenerator[bytes, None]:
-    async with aclosing(handle.stream_batches(after=after)) as batches:
-        async for batch in batches:
-            yield b"".join(
-                event(
-                    item.masked().data,
-                    id=event_id(handle.id, item.cursor),
-                    name="" if item.event == "chunk" else item.event,
-                )
-                for item in batch
-            )
 
 
 class EventFlow:

@@ -21,16 +21,20 @@ KEY: Final = "aiqueue"  # in the state of the application, and of its requests
 
 
 @dataclass(slots=True)
-class WebState:
-    """What requests share. `tenant`: that of all requests; None: each has its own, see `set_tenant`.
+class OpenStreams:
+    """The streams that an application sends. `stopping`: the server stops, and they end. `count`: how many are open."""
 
-    `stopping`: the server stops, and streams end. `streams`: how many are open.
-    """
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    count: int = 0
+
+
+@dataclass(slots=True)
+class WebState:
+    """What requests share. `tenant`: that of all requests; None: each has its own, see `set_tenant`."""
 
     client: Client
     tenant: str | None = None
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    streams: int = 0
+    streams: OpenStreams = field(default_factory=OpenStreams)
 
 
 def lifespan(
@@ -62,10 +66,10 @@ def lifespan(
         state = WebState(used, tenant)
         setattr(app.state, KEY, state)
         try:
-            with _at_stop_signals(state.stopping.set):
+            with _at_stop_signals(state.streams.stopping.set):
                 yield {KEY: state}
         finally:
-            state.stopping.set()
+            state.streams.stopping.set()
             delattr(app.state, KEY)
             if not was_open:
                 await used.close()
@@ -73,10 +77,16 @@ def lifespan(
     return run
 
 
+def find_state(scope: Scope) -> WebState | None:
+    """Return what the application of a request has opened; None: it has no lifespan of aiqueue."""
+    found = scope.get("state", {}).get(KEY) or getattr(scope["app"].state, KEY, None)
+    return found if isinstance(found, WebState) else None
+
+
 def state_of(scope: Scope) -> WebState:
     """Return what the application of a request has opened. Raises SettingsError if it has no lifespan of aiqueue."""
-    found = scope.get("state", {}).get(KEY) or getattr(scope["app"].state, KEY, None)
-    if not isinstance(found, WebState):
+    found = find_state(scope)
+    if found is None:
         hint = "pass lifespan=lifespan() to it, and yield its state in a lifespan of your own"
         raise SettingsError(f"the application has not opened the queue: {hint}")
     return found

@@ -17,7 +17,7 @@ from ..client import Handle
 from ..errors import AIQueueError, BadInput, Unavailable
 from ..journal import StreamItem
 from . import server_events
-from .application import WebState, state_of
+from .application import OpenStreams, find_state
 from .problems import problem_of
 from .public_items import public_data
 
@@ -66,17 +66,18 @@ class EventStream(Response):
             await self._begin(send)
             await self._end(send)
         else:
-            await self._serve(state_of(scope), receive, send)
+            state = find_state(scope)
+            await self._serve(state.streams if state is not None else OpenStreams(), receive, send)
 
-    async def _serve(self, state: WebState, receive: Receive, send: Send) -> None:
+    async def _serve(self, streams: OpenStreams, receive: Receive, send: Send) -> None:
         """Send the stream until it ends, its client has gone, or the server stops."""
-        gone, stopping = asyncio.create_task(_wait_gone(receive)), asyncio.create_task(state.stopping.wait())
+        gone, stopping = asyncio.create_task(_wait_gone(receive)), asyncio.create_task(streams.stopping.wait())
         sending = asyncio.create_task(self._send(send))
-        state.streams += 1
+        streams.count += 1
         try:
             await asyncio.wait([gone, stopping, sending], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            state.streams -= 1
+            streams.count -= 1
             for task in (gone, stopping, sending):
                 task.cancel()
             await asyncio.wait([gone, stopping, sending])

@@ -179,6 +179,13 @@ async def test_a_page_follows_a_job_over_all_that_may_break_and_shows_each_line_
         events = [each.event async for each in job.stream(timeout="5s")]
     assert (events.count("restart"), events.count("chunk") > LINES) == (1, True)
 
+    await page.run(  # who does not close it, either, is not sent the stream again
+        "raw = new EventSource(`/jobs/${location.hash.slice(1)}/events`); raw.count = 0; "
+        "raw.onmessage = () => raw.count++"
+    )
+    await support.eventually(lambda: page.run("raw.readyState === EventSource.CLOSED"))
+    assert await page.run("raw.count") == events.count("chunk")
+
 
 async def test_a_job_is_cancelled_on_its_page_and_is_nobody_else_s(service: Service, page: Page) -> None:
     service.work(pause_s=0.2)

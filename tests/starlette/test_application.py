@@ -120,6 +120,17 @@ async def test_an_application_does_not_start_without_a_server() -> None:
             pass
 
 
+async def test_a_stream_needs_no_lifespan_but_a_handle(queue: aiqueue.Client) -> None:
+    handle = await queue.enqueue(Count(), tenant="acme")
+
+    async def events(request: Request) -> Response:
+        return plain.sse(handle, plain.last_event_id(request))
+
+    app = Starlette(routes=[Route("/", events)])
+    async with worker.running(queue), serving(app, "") as served, served.http.get("/") as answer:
+        assert [each.data for each in parse_events(await answer.text())][-1] == "3"
+
+
 async def test_streams_end_when_the_server_is_told_to_stop(queue: aiqueue.Client) -> None:
     heard: list[int] = []
     former = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
@@ -153,8 +164,8 @@ async def test_a_middleware_around_the_response_hides_no_leaving_client(
         url = await served.start(ends="wait")
         async with served.http.get(f"{url}/events") as answer:
             await answer.content.readuntil(b'0\\n"\n\n')
-            assert served.state.streams == 1
-        await eventually(lambda: served.state.streams == 0)
+            assert served.state.streams.count == 1
+        await eventually(lambda: served.state.streams.count == 0)
 
 
 @pytest.mark.parametrize("to", [0, 2])
@@ -172,7 +183,7 @@ async def test_a_job_that_keeps_no_result_ends_its_stream_once(
     async with mute.running(queue), serving(fastapi_app(queue), tenant) as served:
         url = await served.start(to=to)
         following = asyncio.create_task(served.http.get(f"{url}/events").__aenter__())
-        await eventually(lambda: served.state.streams == 1)
+        await eventually(lambda: served.state.streams.count == 1)
         is_followed.set()
         events = [each for each in parse_events(await (await following).text()) if each.data]
         assert [each.name for each in events] == [*[""] * to, "ended"]

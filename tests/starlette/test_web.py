@@ -42,7 +42,7 @@ async def test_a_request_becomes_a_job_that_is_followed_from_any_event(served: S
     status, shown = await get(served, url)
     assert (status, shown["state"], shown["result"]) == (200, "done", 3)
     assert await get(served, f"{url}/result") == (200, 3)
-    assert served.state.streams == 0
+    assert served.state.streams.count == 0
 
 
 async def test_a_key_makes_one_job_of_repetitions_of_one_request_and_of_no_other(served: Served) -> None:
@@ -144,14 +144,14 @@ async def test_a_client_that_leaves_is_followed_no_more(served: Served, eventual
 
     async with served.http.get(f"{url}/events") as answer:
         await answer.content.readuntil(b"\n\n")
-        assert (served.state.streams, followers()) == (1, 1)
-    await eventually(lambda: (served.state.streams, followers()) == (0, 0))
+        assert (served.state.streams.count, followers()) == (1, 1)
+    await eventually(lambda: (served.state.streams.count, followers()) == (0, 0))
     url = await served.start(to=0, ends="wait")
     for _ in range(3):  # before the status, too
         asking = asyncio.create_task(served.http.get(f"{url}/events").__aenter__())
-        await eventually(lambda: served.state.streams == 1)
+        await eventually(lambda: served.state.streams.count == 1)
         asking.cancel()
-        await eventually(lambda: (served.state.streams, followers()) == (0, 0))
+        await eventually(lambda: (served.state.streams.count, followers()) == (0, 0))
     ours = ("EventStream", "EventFlow", "OutcomeWatch", "_wait_gone")
     assert not [each for each in asyncio.all_tasks() if each.get_coro().__qualname__.startswith(ours)]
 
@@ -167,7 +167,7 @@ async def test_a_head_request_is_answered_without_a_stream(served: Served) -> No
     url = await served.start(to=0, ends="wait")
     async with asyncio.timeout(5), served.http.head(f"{url}/events") as answer:
         assert answer.status in (200, 405)  # FastAPI has no HEAD of its own
-    assert served.state.streams == 0
+    assert served.state.streams.count == 0
 
 
 async def test_without_a_user_there_is_nothing(served: Served) -> None:

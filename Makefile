@@ -15,6 +15,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 APP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
+DIST := $(VENV)/.installed-dist
 GATEWAY := $(VENV)/.installed-gateway
 
 # pip reads dependency groups from 25.1 on. A new venv has the pip of its Python, mostly an older one, and replacing
@@ -25,7 +26,7 @@ OLD := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gateway soak lint bench clean
+.PHONY: help demo test test-gateway soak lint bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +54,10 @@ lint: $(DEV) ## check style, format, types and the direction of imports
 
 bench: $(BENCH) ## measure everything and write docs/benchmarks (ARGS="--help" shows what else)
 	@$(PY) -m benchmarks $(or $(ARGS),all)
+
+dist: $(DIST) ## build the wheel and the source distribution into ./dist
+	@rm -rf dist
+	@$(PY) -m build --outdir dist .
 
 clean: ## remove ./.venv, caches, builds and ./.aiqueue, the embedded server's data; nothing else
 	rm -rf $(VENV) .aiqueue build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
@@ -86,4 +91,9 @@ $(GATEWAY): $(DEV)
 	@echo "installing litellm into $(VENV)"
 	@$(PY) -c '$(GROUPS)' gateway > $(VENV)/gateway.txt
 	@$(PIP) --requirement $(VENV)/gateway.txt
+	@touch $@
+
+$(DIST): $(PY) pyproject.toml
+	@$(PY) -c '$(GROUPS)' dist > $(VENV)/dist.txt
+	@$(PIP) --requirement $(VENV)/dist.txt
 	@touch $@

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 REPORT_EVERY_S = 1.0
 STALE_S = 10.0  # an older report is that of a blocked or dead process
 STALLED_MAX_S = 60.0  # a stalled worker repairs itself within this time, or must be replaced
+FILE_VARIABLE = "AIQUEUE_HEALTH_FILE"  # an image sets it once, for workers and probes
 STATES = ("ok", "starting", "draining", "disconnected", "stalled", "stale")  # from best to worst
 
 Report = dict[str, Any]  # a worker's state as plain data
@@ -39,7 +40,10 @@ def register(app: typer.Typer) -> None:
 
 def health(
     _options: ServerOptions,
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="The file that `aiqueue work --health-file` writes.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", envvar=FILE_VARIABLE, help="The file that `aiqueue work --health-file` writes."),
+    ],
     *,
     ready: Annotated[
         bool, typer.Option("--ready", metavar="", help="Check for readiness: the worker takes jobs now.")

@@ -50,7 +50,12 @@ Target = Annotated[
 ]
 HealthFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Write a health report every second, for `aiqueue health`.", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        envvar="AIQUEUE_HEALTH_FILE",
+        help="Write a health report every second, for `aiqueue health`.",
+        show_default=False,
+    ),
 ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,21 @@ def test_a_request_that_names_no_document_is_refused_in_one_line(body: bytes) ->
     with pytest.raises(BadInput) as raised:
         read_document_id(body, "")
     assert "\n" not in str(raised.value)
+
+
+async def test_what_is_around_the_workers_handlers_is_around_questions_too(
+    client: aiqueue.Client, rag_worker: RagWorker
+) -> None:
+    kinds: list[str] = []
+
+    @rag_worker.around
+    @contextmanager
+    def note(job: aiqueue.Job) -> Iterator[None]:
+        kinds.append(job.kind)
+        yield
+
+    rag = Rag(client)
+    async with rag_worker.running(client):
+        await (await rag.ingest("d", tenant="acme", content="Otters hold paws.")).result(20)
+        await (await rag.ask("otters", tenant="acme")).result(20)
+    assert kinds == ["rag.document", "rag.query"]

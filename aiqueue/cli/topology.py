@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..units import short_size
 from . import output
 from .limits import describe_override
 from .options import DRIFT, FAILED, Json, ServerOptions, add_command, print_error
@@ -36,22 +38,24 @@ def plan(options: ServerOptions, *, json: Json = False) -> None:
     from ..inspect import read_overrides_if_allowed  # noqa: PLC0415
     from ..topology import provision  # noqa: PLC0415
 
-    async def compare(client: Client) -> tuple[provision.Plan, int, list[LimitStats]]:
+    async def compare(client: Client) -> tuple[provision.Plan, Client, list[LimitStats]]:
         link, topology = client.connection, client.topology
         overrides = await read_overrides_if_allowed(link, topology, client.limit_rules)
-        return await provision.plan(link, topology), len(topology.streams), overrides
+        found = await provision.plan(link, topology)
+        if not json:
+            _print_sums(found, client)
+        return found, client, overrides
 
-    found, streams, overrides = options.run_with_client(compare, reads=True)
+    found, client, overrides = options.run_with_client(compare, reads=True)
     if json:
         output.print_json({"drift": found.drift, **_listed(found), "overrides": [asdict(each) for each in overrides]})
     else:
-        _print_sums(found)
         _print_changes(found)
-        _print_authors(found)
+        _print_authors(found, client)
         if found.drift:
             output.print_line(f"\n{_summary(found)}")
         elif not found.problems:
-            output.print_line(f"nothing to change: {output.format_count(streams, 'stream')} as declared")
+            _print_as_declared(client)
         _print_problems(found)
         _print_overrides(overrides)
     if found.drift or found.problems:
@@ -79,22 +83,23 @@ def apply(
 
     refused: tuple[str, ...] = ()
 
-    def show(found: provision.Plan) -> None:
+    def show(found: provision.Plan, client: Client) -> None:
         nonlocal refused
         refused = found.refusals
         refused += () if allow_data_loss else tuple(f"{each} (--allow-data-loss permits it)" for each in found.losses)
         refused += () if allow_full else tuple(f"{each} (--allow-full permits it)" for each in found.stops)
         if not json:
-            _print_sums(found)
+            _print_sums(found, client)
 
-    async def apply_changes(client: Client) -> tuple[provision.Plan, int]:
+    async def apply_changes(client: Client) -> tuple[provision.Plan, Client]:
         made = await provision.apply(
-            client.connection, client.topology, allow_data_loss=allow_data_loss, allow_full=allow_full, on_plan=show
-        )
-        return made, len(client.topology.streams)
+            client.connection, client.topology, allow_data_loss=allow_data_loss, allow_full=allow_full,
+            on_plan=lambda found: show(found, client),
+        )  # fmt: skip
+        return made, client
 
     try:
-        made, streams = options.run_with_client(apply_changes, declare=False)
+        made, client = options.run_with_client(apply_changes, declare=False)
     except (ConfigMismatch, DataLossRefused) as error:
         for each in refused or (str(error),):
             print_error(each)
@@ -103,11 +108,11 @@ def apply(
         output.print_json(_listed(made))
         return
     _print_changes(made)
-    _print_authors(made)
+    _print_authors(made, client)
     if made.drift:
         output.print_line(f"\n{output.format_count(len(made.changes), 'change')} made")
     elif not made.problems:
-        output.print_line(f"nothing to change: {output.format_count(streams, 'stream')} as declared")
+        _print_as_declared(client)
     _print_problems(made)
 
 
@@ -121,16 +126,27 @@ def _listed(found: provision.Plan) -> dict[str, Any]:
     }
 
 
-def _print_sums(found: provision.Plan) -> None:
-    """Print what the streams set aside on the server, where that is to change."""
-    for each in found.sums:
-        if each.added:
-            output.print_line(each.line())
+def _print_as_declared(client: Client) -> None:
+    streams = output.format_count(len(client.topology.streams), "stream")
+    output.print_line(f"nothing to change: {streams} as declared")
 
 
-def _print_authors(found: provision.Plan) -> None:
+def _print_sums(found: provision.Plan, client: Client) -> None:
+    """Print what the streams set aside on the server, where that is to change, and the free disk of an embedded one."""
+    from ..server import find_directory  # noqa: PLC0415
+
+    sums = [each for each in found.sums if each.added]
+    for each in sums:
+        output.print_line(each.line())
+    if sums and client.embedded:
+        directory = client.settings.directory or find_directory()
+        free = short_size(shutil.disk_usage(directory).free)
+        output.print_line(f"the disk of {directory} has {free} free, of which the streams take what they store")
+
+
+def _print_authors(found: provision.Plan, client: Client) -> None:
     """Print who applied the streams last that differ."""
-    if authors := found.authors():
+    if authors := found.authors(client.settings.name):
         output.print_line("")
     for line in authors:
         output.print_line(output.escape_controls(line))

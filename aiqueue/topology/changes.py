@@ -130,10 +130,13 @@ class Plan:
         changes = [line for change in self.changes for line in change.lines()]
         return changes + [problem.line() for problem in self.shortages + self.problems]
 
-    def authors(self) -> list[str]:
-        """Return a line for each stream that would be changed: who applied it last, and what that means."""
-        changed = {each.stream for each in self.changes}
-        return [each.line() for each in self.applied if each.stream in changed]
+    def authors(self, service: str) -> list[str]:
+        """Return who applied the streams last that would be changed, and what that means for `service`, as lines."""
+        found: dict[str, list[str]] = {}
+        for each in self.applied:
+            if any(each.stream == change.stream for change in self.changes):
+                found.setdefault(each.explain(service), []).append(each.stream)
+        return [f"{', '.join(streams)}: {text}" for text, streams in found.items()]
 
 
 def _format_lanes(lanes: tuple[str, ...]) -> str:

@@ -163,8 +163,9 @@ class PlanExecution:
                 left.append(f"{what} ({error})")
         self._created, self._updated, self._lanes, self._lossy = [], {}, [], []
         if left:
-            return f"what was done before was undone, but for: {'; '.join(left)}"
-        return f"nothing is changed: what was done before was undone ({undone})" if undone else "nothing is changed"
+            return f"changes made before were undone, but for: {'; '.join(left)}"
+        changes = "the change made before was" if undone == 1 else f"the {undone} changes made before were"
+        return f"nothing is changed: {changes} undone" if undone else "nothing is changed"
 
     async def _set_back(self, stream: str, update: _Update) -> bool:
         """Give a stream its former configuration, and return whether it had another one by this apply."""

@@ -30,6 +30,11 @@ def hash_declaration(topology: Topology, spec: StreamSpec) -> str:
     return hashlib.sha256(json.dumps([config, lanes], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def service_of(name: str) -> str:
+    """Return the service that the setting `name` names, "" for the default."""
+    return "" if name == _UNNAMED else name
+
+
 @dataclass(frozen=True, slots=True)
 class Applier:
     """Who applies: what its streams are stamped with."""
@@ -37,20 +42,22 @@ class Applier:
     service: str
     host: str
     version: str
+    at: str
     run: str  # of this apply, by which it knows what it created
 
     @classmethod
     def here(cls, name: str) -> Self:
         """Return this process. `name` is the setting, the name of the service unless it is the default."""
         version = sys.modules[__name__.partition(".")[0]].__version__  # of the package, which imports this module
-        return cls("" if name == _UNNAMED else name, socket.gethostname(), version, secrets.token_hex(8))
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(service_of(name), socket.gethostname(), version, at, secrets.token_hex(8))
 
     def stamp(self, metadata: Mapping[str, str] | None, declaration: str) -> dict[str, str]:
         """Return a stream's metadata with the stamp of this apply in place of the last one."""
         others = {key: value for key, value in (metadata or {}).items() if not key.startswith(PREFIX)}
         values = {
             "config": declaration, "service": self.service, "host": self.host, "version": self.version,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"), "apply": self.run,
+            "at": self.at, "apply": self.run,
         }  # fmt: skip
         return others | {f"{PREFIX}{key}": value for key, value in values.items() if value}
 
@@ -79,13 +86,15 @@ class Applied:
         who = f"{self.service} on {self.host}" if self.service else self.host
         return f"{who} (aiqueue {self.version}, {self.at})"
 
-    def line(self) -> str:
-        """Return who applied the stream, for a stream that differs now, and what that means."""
+    def explain(self, service: str) -> str:
+        """Return who applied the stream, which differs now, and what that means for `service`, this one."""
         if self.same:
-            return f"{self.stream}: applied as declared here by {self.by}, and changed since by another program"
+            return f"applied as declared here by {self.by}, and changed since by another program"
+        if self.service and self.service == service:
+            return f"last applied by {self.by}, from an earlier declaration"
         return (
-            f"{self.stream}: applied from another declaration by {self.by}: where two services apply different ones, "
-            "each undoes the other's"
+            f"applied from another declaration by {self.by}: where two services apply different ones, each undoes the "
+            "other's"
         )
 
 

@@ -368,6 +368,32 @@ class TestPlanAndApply:
         (problem,) = json.loads(ready("plan", "--json").stdout)["problems"]
         assert (problem["stream"], problem["code"]) == ("AI_AGENT_TASKS", "foreign-mirror")
 
+    def test_each_problem_of_an_apply_is_a_line_of_its_own(self, ready: Cli, place: Path) -> None:
+        def write(rest: str) -> None:
+            for name in ("x", "y"):
+                family = f'[family]\nname = "{name}.jobs"\ndefault_kind = "{name}"'
+                (place / "more" / f"{name}.toml").write_text(f'{family}\n[stream]\nname = "{name.upper()}"\n{rest}')
+
+        (place / "more").mkdir()
+        write("max_bytes = '1MiB'")
+        made = ready("apply", "--streams", "more")
+        assert made.stdout.startswith("file storage: ")
+        assert ", 2.0 MiB more than now; " in made.stdout
+        for name in ("x", "y"):
+            assert ready("enqueue", name, "{}", "--tenant", "acme", "--streams", "more").exit_code == 0
+        write("max_bytes = 10")
+        planned = ready("plan", "--streams", "more")
+        assert (planned.exit_code, "--allow-full" in planned.stdout) == (3, True)
+        refused = ready("apply", "--streams", "more")
+        assert refused.exit_code == 1
+        first, second = refused.stderr.splitlines()
+        assert first.startswith("error: X: lowering max_bytes from 1.0 MiB to 10 B while ")
+        assert second.startswith("error: Y: lowering max_bytes from 1.0 MiB to 10 B while ")
+        assert second.endswith("the stream takes no message (StreamFull) (--allow-full permits it)")
+        assert ready("apply", "--streams", "more", "--allow-full").exit_code == 0
+        full = ready("enqueue", "x", "{}", "--tenant", "acme", "--streams", "more")
+        assert (full.exit_code, "full" in full.stderr) == (1, True)
+
     def test_loss_of_messages_must_be_allowed(self, ready: Cli, place: Path) -> None:
         file = place / "more" / "x.toml"
         file.parent.mkdir()

@@ -16,7 +16,7 @@ import pytest
 import aiqueue
 from aiqueue.inspect import Finding, Subject, examine
 from aiqueue.inspect.finding import WHEN_FULL
-from aiqueue.server import supervisor
+from aiqueue.server import DIRECTORY, EmbeddedServer, supervisor
 from aiqueue.topology import provision
 from aiqueue.topology.streamfile import Role
 
@@ -219,20 +219,22 @@ def test_every_role_of_a_stream_has_advice_for_when_it_is_full() -> None:
     assert set(WHEN_FULL) == set(get_args(Role))
 
 
-def test_the_command_works_out_of_the_box_and_its_exit_code_shows_failures(tmp_path: Path) -> None:
+def test_the_command_works_on_the_directorys_server_and_its_exit_code_shows_failures(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AIQUEUE_", "NATS_"))}
     environment["PYTHONPATH"] = str(ROOT)
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "aiqueue", "doctor", *words]
+    def run(*words: str, verb: str = "doctor") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "aiqueue", verb, *words]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
-    done = run()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "warn  sync: synced every 2m" in done.stdout
-    assert "ok    AI_AGENT_TASKS: file, 1 copy" in done.stdout
-    findings = json.loads(run("--json").stdout)
-    assert {each["level"] for each in findings} == {"ok", "warn"}
+    with EmbeddedServer.acquire(tmp_path / DIRECTORY, within_s=20):
+        assert run(verb="apply").returncode == 0
+        done = run()
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "warn  sync: synced every 2m" in done.stdout
+        assert "ok    AI_AGENT_TASKS: file, 1 copy" in done.stdout
+        findings = json.loads(run("--json").stdout)
+        assert {each["level"] for each in findings} == {"ok", "warn"}
     server = NatsProcess(tmp_path / "bare")
     server.start()
     try:

@@ -342,8 +342,11 @@ async def test_apply_of_either_version_leaves_what_the_other_has_made(
     """The former version does not know the stream of checkpoints."""
 
     async def streams() -> dict[str, Any]:
-        listed = await client.connection.api("STREAM.LIST")
-        return {each["config"]["name"]: (each["config"], each["state"]["messages"]) for each in listed["streams"]}
+        found = {}
+        for each in (await client.connection.api("STREAM.LIST"))["streams"]:
+            kept = {key: value for key, value in each["config"]["metadata"].items() if not key.startswith("aiqueue.")}
+            found[each["config"]["name"]] = (each["config"] | {"metadata": kept}, each["state"]["messages"])
+        return found
 
     await client.connection.store("ai.checkpoint.test.mixed.acme.j.1-1", b"", {"Aiq-Event": "taken"})
     before = await streams()

@@ -145,7 +145,8 @@ def test_a_lifespan_that_fails_at_the_start_is_reported_on_one_line(
     with working(tmp_path, {**at, "LIFESPAN": how}) as work:
         code, _, errors = work.end(within_s=60)
     assert code == 1
-    (line,) = errors.splitlines()
+    used, line = errors.splitlines()
+    assert "using the server " in used
     said = "SystemExit: 0" if how == "exits" else "RuntimeError: no model"
     assert re.match(rf"error: .*{said} \(.*app\.py, line \d+\)", line)
 

@@ -290,3 +290,51 @@ async def test_a_gateway_without_batches_answers_requests_and_serves_no_files(
             async with http.get(f"{front.url}/files", headers=headers) as answer:
                 assert answer.status == 404
                 assert "there are /v1/chat/completions" in (await answer.json())["error"]["message"]
+
+
+async def test_an_overlay_of_every_stream_is_applied_and_taken_back(account: Account) -> None:
+    unlimited = {role: {"stream": {"duplicate_window": "5m"}} for role in ("parked", "ticks")}
+    async with applied(account) as client:
+        before = await configs(client)
+        specs = client.topology.streams.values()
+        names = {each.name: each.role for each in specs if each.role not in ("work", "inbox")}
+        names |= {each.stream: each.name for each in client.topology.families.values()}
+    tables = {name: {"stream": {"max_bytes": "3MiB"}} for name in names.values()} | unlimited
+    async with applied(account, overlay=tables) as client:
+        after = await configs(client)
+        assert not (await provision.plan(client.connection, client.topology)).lines()
+        assert {each.level for each in await findings(client)} == {"ok"}
+    for stream, name in names.items():
+        key, value = ("duplicate_window", 300 * 10**9) if name in unlimited else ("max_bytes", 3 * 2**20)
+        assert after[stream][key] == value
+    async with applied(account) as client:
+        again = await configs(client)
+    keys = ("max_bytes", "duplicate_window", "subjects", "max_age")
+    assert [[each[key] for key in keys] for each in again.values()] == [
+        [before[name][key] for key in keys] for name in again
+    ]
+
+
+async def test_an_overlay_gives_a_bundled_family_limits_by_a_key(account: Account, tmp_path: Path) -> None:
+    class Call(aiqueue.Message[str], kind="call"):
+        model: str
+
+    (tmp_path / "limits.toml").write_text('[[limit]]\nfamily = "agent.tasks"\nkey = "gpt"\nin_flight = 1\n')
+    overlay = {"agent.tasks": {"family": {"limit_key": "model"}}}
+    worker, running_now, most = aiqueue.Worker(), 0, 0
+
+    @worker.handle(Call)
+    async def call(job: aiqueue.Job[Call]) -> str:
+        nonlocal running_now, most
+        running_now += 1
+        most = max(most, running_now)
+        await asyncio.sleep(0.05)
+        running_now -= 1
+        return job.message.model
+
+    async with applied(account, streams=tmp_path, overlay=overlay, families=["agent.tasks"]) as client:
+        assert "ai.agent.tasks.*.normal.*" in (await configs(client))["AI_AGENT_TASKS"]["subjects"]
+        handles = [await client.enqueue(Call(model="gpt"), tenant="acme") for _ in range(4)]
+        async with worker.running(client):
+            assert [await each.result(timeout=20) for each in handles] == ["gpt"] * 4
+    assert most == 1

@@ -338,3 +338,18 @@ async def test_an_overlay_gives_a_bundled_family_limits_by_a_key(account: Accoun
         async with worker.running(client):
             assert [await each.result(timeout=20) for each in handles] == ["gpt"] * 4
     assert most == 1
+
+
+async def test_retrieval_without_a_gateway_finds_passages_and_says_why_there_is_no_answer_in_words(
+    account: Account, tmp_path: Path
+) -> None:
+    (tmp_path / "rag.toml").write_text('[store]\npath = "store"\n[parsing]\nprocesses = 1\n')
+    async with connect(account, families=["rag.ingest", "rag.queries"]) as client:
+        await create_streams(client)
+        async with RagWorker(tmp_path / "rag.toml", embedder=HashEmbedder()).running(client):
+            await (await Rag(client).ingest("d", tenant="acme", content="Otters hold paws.")).result(timeout=20)
+            asked = await Rag(client).ask("otters", tenant="acme", mode="keyword", answer=True, model="small")
+            found: Any = await asked.result(timeout=20)
+    assert [each["document_id"] for each in found["passages"]] == ["d"]
+    assert found["answer"] is None
+    assert "the setting families does not name gateway.requests (argument families)" in found["answer_problem"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from .. import subjects
@@ -17,8 +19,8 @@ from ..worker import Session, SettledAttempt, Worker, rehearsing
 from .advancing import advance_jobs, is_aside, list_subjects, read_parked, waits_for_children
 from .clients import check_test_client
 
-POLL_S = 0.002
-POLL_MAX_S = 0.02
+POLL_S = 0.02
+SETTLED_S = 0.001
 SOON_S = 1.0
 
 
@@ -69,20 +71,27 @@ async def drain(client: Client, worker: Worker, *, delayed: bool = False, within
         raise BadInput(f"testing.drain needs a Worker, not {type(worker).__name__}")
     takes_delayed, within_s = flag("delayed", delayed), parse_duration("within", within)
     attempts: list[SettledAttempt] = []
-    with rehearsing(attempts.append):
-        running = worker.running(client)
-        session = await running.__aenter__()
-    try:
-        await _Drain(client, worker, session, attempts).run(within_s, takes_delayed=takes_delayed)
-    finally:
-        await running.__aexit__(None, None, None)
+    changed = asyncio.Event()
+
+    def note(settled: SettledAttempt) -> None:
+        attempts.append(settled)
+        changed.set()
+
+    async with AsyncExitStack() as stack:
+        with rehearsing(note):
+            session = await stack.enter_async_context(worker.running(client))
+        await _Drain(client, worker, session, attempts, changed).run(within_s, takes_delayed=takes_delayed)
     return Drained(tuple(attempts))
 
 
 class _Drain:
     """One call of `drain`, while its worker runs."""
 
-    def __init__(self, client: Client, worker: Worker, session: Session, attempts: list[SettledAttempt]) -> None:
+    def __init__(
+        self, client: Client, worker: Worker, session: Session, attempts: list[SettledAttempt], changed: asyncio.Event
+    ) -> None:
+        """`changed` is set when there is another one of `attempts`."""
+        self._changed = changed
         self._client = client
         self._session = session
         self._attempts = attempts
@@ -92,22 +101,26 @@ class _Drain:
 
     async def run(self, within_s: float, *, takes_delayed: bool) -> None:
         """Wait until there is nothing left, and have what is delayed become due. Raises AssertionError."""
-        deadline, pause_s = time.monotonic() + within_s, POLL_S
+        deadline = time.monotonic() + within_s
         while True:
             before = len(self._attempts), self._session.done
-            left = await self._list_left() or await self._list_soon()
-            if not left and takes_delayed and await advance_jobs(self._client, self._takes):
-                continue
-            is_idle = self._session.running == 0 and before == (len(self._attempts), self._session.done)
-            if not left and is_idle:
-                return
+            left: set[str] = set()
+            if not self._session.running:
+                left = await self._list_left() or await self._list_soon()
+                if not left and takes_delayed and await advance_jobs(self._client, self._takes):
+                    continue
+                if not left and not self._session.running and before == (len(self._attempts), self._session.done):
+                    return
             if time.monotonic() > deadline:
                 shown = ", ".join(sorted(left)[:5]) or "handlers that still run"
                 more = f" and {len(left) - 5} more" if len(left) > 5 else ""
                 tried = f"after {len(self._attempts)} attempts"
                 raise AssertionError(f"testing.drain: not done within {within_s:g} s, {tried}: {shown}{more}")
-            await asyncio.sleep(pause_s)
-            pause_s = min(POLL_MAX_S, pause_s * 1.5)
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._changed.wait()
+            await asyncio.sleep(SETTLED_S)  # the slot of the attempt comes free
 
     async def _list_soon(self) -> set[str]:
         """Return the subjects of jobs that become due within SOON_S, such as that of a parent that was woken."""
@@ -126,12 +139,11 @@ class _Drain:
 
     async def _list_left(self) -> set[str]:
         """Return the subjects of what is to be done: due jobs first, because they move on into lanes."""
-        client = self._client
-        left: set[str] = set()
-        for pattern in (f"{subjects.PARKED}.due.>", f"{subjects.TICKS}.due.>"):
-            stream = (client.topology.parked_stream if "parked" in pattern else client.topology.ticks_stream).name
-            left |= await list_subjects(client, stream, pattern)
-        for family in self._families:
-            for tenant in self._tenants or ("*",):
-                left |= await list_subjects(client, family.stream, f"ai.{family.name}.{tenant}.>")
-        return left
+        client, topology = self._client, self._client.topology
+        places = [(topology.parked_stream.name, f"{subjects.PARKED}.due.>")]
+        places += [(topology.ticks_stream.name, f"{subjects.TICKS}.due.>")]
+        due = await asyncio.gather(*(list_subjects(client, *each) for each in places))
+        lanes = [
+            (each.stream, f"ai.{each.name}.{tenant}.>") for each in self._families for tenant in self._tenants or ("*",)
+        ]
+        return set().union(*due, *await asyncio.gather(*(list_subjects(client, *each) for each in lanes)))

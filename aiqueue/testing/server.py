@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
 
 from ..errors import EmbeddedError
@@ -47,23 +47,34 @@ class ServerAccount:
         return list(answer.get("streams") or [])
 
     def delete_streams(self) -> None:
-        """Delete the account's streams, and with them its buckets and consumers. Raises OSError."""
+        """Delete the account's streams, and with them its buckets and consumers. Raises OSError.
+
+        All over one connection: this is done after each of many tests.
+        """
         options = {"user": self.user, "pass": self.password, "verbose": False, "headers": True, "no_responders": True}
-        while names := self.stream_names():
-            deletes = "".join(f"PUB $JS.API.STREAM.DELETE.{name} _INBOX.deleted 0\r\n\r\n" for name in names)
-            # one connection for all of them: this is done after each of a thousand tests
-            with socket.create_connection(self.address, timeout=10) as link, link.makefile("rb") as answers:
-                link.sendall(f"CONNECT {json.dumps(options)}\r\nSUB _INBOX.deleted 1\r\n{deletes}".encode())
-                left = len(names)
-                while left:
-                    line = answers.readline()
-                    if not line or line.startswith((b"-ERR", b"HMSG")):
-                        raise ConnectionError(f"the server did not delete the streams: {line!r}")
-                    if line.startswith(b"PING"):
-                        link.sendall(b"PONG\r\n")
-                    if line.startswith(b"MSG "):
-                        answers.read(int(line.split()[-1]) + 2)
-                        left -= 1
+        with socket.create_connection(self.address, timeout=10) as link, link.makefile("rb") as answers:
+            link.sendall(f"CONNECT {json.dumps(options)}\r\nSUB _INBOX.tests 1\r\n".encode())
+            while True:
+                (listed,) = _ask_all(link, answers, ["STREAM.NAMES"])
+                names = listed.get("streams") or []
+                _ask_all(link, answers, [f"STREAM.DELETE.{name}" for name in names])
+                if len(names) == listed.get("total", 0):
+                    return
+
+
+def _ask_all(link: socket.socket, answers: BinaryIO, requests: list[str]) -> list[dict[str, Any]]:
+    """Return the answers of the JetStream API to empty requests. Raises OSError."""
+    link.sendall("".join(f"PUB $JS.API.{each} _INBOX.tests 0\r\n\r\n" for each in requests).encode())
+    found: list[dict[str, Any]] = []
+    while len(found) < len(requests):
+        line = answers.readline()
+        if not line or line.startswith((b"-ERR", b"HMSG")):
+            raise ConnectionError(f"the server did not answer {requests[0]}: {line!r}")
+        if line.startswith(b"PING"):
+            link.sendall(b"PONG\r\n")
+        if line.startswith(b"MSG "):
+            found.append(json.loads(answers.read(int(line.split()[-1]) + 2)))
+    return found
 
 
 class AccountServer:

@@ -77,19 +77,6 @@ def test_a_sync_test_without_an_async_plugin_has_an_account_of_its_own_and_the_r
     assert not Path(directory).exists()
 
 
-def test_an_async_test_of_pytest_asyncio_uses_it(run_pytest: Pytest) -> None:
-    said = run_pytest(
-        """
-        async def test_one(aiqueue_settings):
-            await send(aiqueue_settings, 1)
-        """,
-        "-p", "pytest_asyncio.plugin", "-o", "asyncio_mode=auto",
-        "-o",
-        "asyncio_default_fixture_loop_scope=function",
-    )  # fmt: skip
-    assert "1 passed" in said
-
-
 def test_an_async_test_of_anyio_uses_it(run_pytest: Pytest) -> None:
     pytest.importorskip("anyio")
     said = run_pytest(

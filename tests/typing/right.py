@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, assert_type
 import pydantic
 
 import aiqueue
+from aiqueue import testing
 from aiqueue.agent import Bounce, Mail
 from aiqueue.bus import Msg
 from aiqueue.errors import ChildCancelled, ChildFailed, ChildLost, ResultInvalid
@@ -419,3 +420,18 @@ def trace(message: aiqueue.Message) -> dict[str, str]:
 
 aiqueue.connect(headers=trace, name="web")  # right: a function of headers
 aiqueue.connect_sync("nats://localhost", headers=lambda message: {"kind": message.aiq_kind})  # right: a lambda
+
+
+async def own_tests(settings: aiqueue.Settings) -> None:
+    async with testing.client(settings, families=["agent.tasks"], ack_wait="1s") as client:  # right: a client
+        found = await testing.assert_enqueued(client, Measure, count=1, within="1s", tenant="acme", path="x")
+        assert_type(found[0].message, Measure)  # right: of the class that was asked for
+        drained = await testing.drain(client, worker, delayed=True)  # right: a worker
+        assert_type(drained.attempts[0].delay_s, float | None)  # right: what became of an attempt
+        assert_type((await testing.advance(client)).ticks, int)  # right: what is due
+        async with testing.spawn(client, worker, die_at="after_handler") as spawned:  # right: a point
+            await spawned.died()
+    done = await testing.perform(worker, Measure(path="x"), attempt=2, state=1, timeout="1s")  # right: options
+    assert_type(done.result, Size)  # right: the declared result
+    if done.outcome == "retry":  # right: an outcome
+        assert_type(done.after_s, float | None)  # right: a delay

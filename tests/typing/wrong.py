@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import pydantic
 
 import aiqueue
+from aiqueue import testing
 from aiqueue.agent import Mail
 
 T = TypeVar("T")
@@ -317,3 +318,18 @@ aiqueue.connect(headers={"x": "y"})  # wrong: a function makes headers
 aiqueue.connect(headers=async_headers)  # wrong: not awaited
 aiqueue.connect(headers=lambda message: {"x": 5})  # wrong: a header is a text
 aiqueue.connect_sync(headers=lambda: None)  # wrong: no argument
+
+
+async def own_tests(client: aiqueue.Client, settings: aiqueue.Settings) -> None:
+    await testing.perform(worker, Measure(path="x"), attemp=2)  # wrong: no such argument
+    done = await testing.perform(worker, Measure(path="x"))
+    if done.outcome == "ok":  # wrong: no such outcome
+        print(done)
+    text: str = done.result  # wrong: a Size
+    print(text)
+    await testing.perform(worker, "text")  # wrong: no message
+    await testing.drain(client, Measure)  # wrong: no worker
+    await testing.assert_enqueued(client, Measure, count="1")  # wrong: a number
+    testing.spawn(client, worker, die_at="soon")  # wrong: no such point
+    async with testing.client("nats://localhost"):  # wrong: settings
+        pass

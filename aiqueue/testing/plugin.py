@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 def aiqueue_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AccountServer]:
     """The nats-server of this test run, or of this xdist worker. It starts when a test first needs it."""
     from ..errors import AIQueueError  # noqa: PLC0415
-    from .server import AccountServer  # noqa: PLC0415
+    from .server import AccountServer, directory_in_memory  # noqa: PLC0415
 
-    server = AccountServer(tmp_path_factory.mktemp("aiqueue") / "server")
-    try:
-        server.start()
-    except AIQueueError as error:
-        pytest.fail(f"aiqueue_settings: {error}", pytrace=False)
-    yield server
-    server.end()
+    with directory_in_memory(tmp_path_factory.mktemp("aiqueue") / "server") as directory:
+        server = AccountServer(directory)
+        try:
+            server.start()
+        except AIQueueError as error:
+            pytest.fail(f"aiqueue_settings: {error}", pytrace=False)
+        yield server
+        server.end()
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from aiqueue.testing import server
+
 from ..support import ROOT
 
 Pytest = Callable[..., str]
@@ -161,6 +163,27 @@ def test_settings_that_are_wrong_fail_the_test_with_one_line(run_pytest: Pytest,
     assert "aiqueue.toml: unknown key 'profil'" in said
     assert "Traceback" not in said
     assert "site-packages" not in said
+
+
+def test_what_a_killed_run_has_left_in_memory_is_deleted_and_what_another_run_uses_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(server, "MEMORY", tmp_path)
+    monkeypatch.setattr(server, "MEMORY_MIN", 1)
+    left = tmp_path / f"{server.IN_MEMORY}left"
+    left.mkdir()
+    (left / "lock").touch()
+    (tmp_path / f"{server.IN_MEMORY}being-made").mkdir()
+    with server.directory_in_memory(tmp_path / "disk") as first:
+        assert first.parent.parent == tmp_path
+        with server.directory_in_memory(tmp_path / "disk") as second:
+            assert first.parent.exists()
+            assert second != first
+    assert [each.name for each in tmp_path.iterdir()] == [f"{server.IN_MEMORY}being-made"]
+    monkeypatch.setattr(server, "MEMORY_MIN", 2**60)
+    with server.directory_in_memory(tmp_path / "disk") as directory:
+        assert directory == tmp_path / "disk"
 
 
 def test_the_plugin_is_an_entry_point_of_pytest() -> None:

@@ -8,7 +8,9 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -94,28 +96,31 @@ class Page:
 
 
 @asynccontextmanager
-async def open_page(command: str, directory: Path) -> AsyncIterator[Page]:
-    """A new page in a browser of its own, whose files are below the directory."""
-    options = [*OPTIONS, f"--user-data-dir={directory}"]
-    if os.geteuid() == 0:
-        options.append("--no-sandbox")
-    environment = {**os.environ, "HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
-    with (directory / "browser.log").open("wb") as log:
-        process = subprocess.Popen(
-            [command, *options, "about:blank"], env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        port_file = directory / "DevToolsActivePort"
-        await support.eventually(lambda: port_file.exists() and len(port_file.read_text().splitlines()) == 2)
-        port, path = port_file.read_text().splitlines()
-        async with (
-            aiohttp.ClientSession() as http,
-            http.ws_connect(f"http://127.0.0.1:{port}{path}", max_msg_size=0) as socket,
-        ):
-            page = Page(socket)
-            await page.attach()
-            yield page
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)  # its renderers, too
-        process.wait()
+async def open_page(command: str) -> AsyncIterator[Page]:
+    """A new page in a browser of its own, whose files are gone afterwards."""
+    # a short path: a socket of the browser lies below it
+    with tempfile.TemporaryDirectory(prefix="page-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        options = [*OPTIONS, f"--user-data-dir={directory}"]
+        if os.geteuid() == 0:
+            options.append("--no-sandbox")
+        environment = {**os.environ, "HOME": name, "XDG_CONFIG_HOME": name, "TMPDIR": name}
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [command, *options, "about:blank"], env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            port_file = directory / "DevToolsActivePort"
+            await support.eventually(lambda: port_file.exists() and len(port_file.read_text().splitlines()) == 2)
+            port, path = port_file.read_text().splitlines()
+            async with (
+                aiohttp.ClientSession() as http,
+                http.ws_connect(f"http://127.0.0.1:{port}{path}", max_msg_size=0) as socket,
+            ):
+                page = Page(socket)
+                await page.attach()
+                yield page
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its renderers, too
+            process.wait()

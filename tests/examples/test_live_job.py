@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -17,6 +19,7 @@ import aiqueue
 from aiqueue.server import supervisor
 
 from .. import forks, support
+from ..gateway.front.fronts import parse_events
 from ..support import ROOT, NatsProcess
 from .browser import Page, find_browser, open_page
 
@@ -85,12 +88,10 @@ async def service(own_server: Any, tmp_path: Path) -> AsyncIterator[Service]:
 
 
 @pytest.fixture
-async def page(tmp_path: Path) -> AsyncIterator[Page]:
+async def page() -> AsyncIterator[Page]:
     if BROWSER is None:
         pytest.skip("no Chromium on PATH: apt-get install chromium")
-    directory = tmp_path / "browser"
-    directory.mkdir()
-    async with open_page(BROWSER, directory) as page:
+    async with open_page(BROWSER) as page:
         yield page
 
 
@@ -143,8 +144,33 @@ async def answer_503(service: Service, count: int) -> None:
     await runner.cleanup()
 
 
+async def test_the_service_is_used_with_a_cookie_and_without_a_browser(service: Service) -> None:
+    service.work(pause_s=0.01)
+    jar = aiohttp.CookieJar(unsafe=True)  # of an IP address
+    async with aiohttp.ClientSession(service.url, cookie_jar=jar) as http:
+        async with http.post("/jobs", json={"topic": "rain"}) as answer:
+            assert answer.status == 401
+        async with http.post("/login", json={"tenant": "acme"}) as answer:
+            cookie = answer.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        async with http.post("/jobs", json={"topic": "rain", "lines": 3}) as answer:
+            assert answer.status == 202
+            url = answer.headers["location"]
+        async with http.get(f"{url}/events") as answer:
+            events = [each for each in parse_events(await answer.text()) if each.data]
+        assert lines_of("".join(json.loads(each.data) for each in events if not each.name)) == [1, 2, 3]
+        assert events[-1].name == "result"
+        jar.clear()
+        for wrong in ("globex.", "globex." + "0" * 64, "", "\xe4"):
+            async with http.get(url, headers={"cookie": f"session={wrong}"}) as answer:
+                assert answer.status == 401, wrong
+        async with http.get("/") as answer:
+            assert "EventSource" in await answer.text()
+
+
 async def test_a_page_follows_a_job_over_all_that_may_break_and_shows_each_line_once(
-    service: Service, page: Page
+    page: Page, service: Service
 ) -> None:
     worker = service.work(pause_s=0.2)
     await log_in(page, service, "acme")
@@ -187,7 +213,7 @@ async def test_a_page_follows_a_job_over_all_that_may_break_and_shows_each_line_
     assert await page.run("raw.count") == events.count("chunk")
 
 
-async def test_a_job_is_cancelled_on_its_page_and_is_nobody_else_s(service: Service, page: Page) -> None:
+async def test_a_job_is_cancelled_on_its_page_and_is_nobody_else_s(page: Page, service: Service) -> None:
     service.work(pause_s=0.2)
     await log_in(page, service, "acme")
     await start(page, LINES)

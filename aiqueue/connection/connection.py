@@ -85,8 +85,9 @@ class Connection:
 
     @property
     def cluster(self) -> str:
-        """The name of the connected server's cluster; empty for a single server."""
-        return str(self._open_client._server_info.get("cluster") or "")
+        """The name of the connected server's cluster; empty for a single server that has JetStream itself."""
+        info = self._open_client._server_info
+        return str(info.get("cluster") or ("" if info.get("jetstream") else "(JetStream is elsewhere)"))
 
     @property
     def _open_client(self) -> NatsClient:

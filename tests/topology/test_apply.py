@@ -156,6 +156,15 @@ class TestRoom:
             with pytest.raises(ConfigMismatch, match=r"1\.0 MiB more memory is needed, 0 B is free"):
                 await apply(conn, declared("max_bytes = '3MiB'"))
 
+    async def test_for_copies_is_only_known_of_a_server_that_has_the_streams_itself(
+        self, own_server: Callable[..., NatsProcess]
+    ) -> None:
+        """A leaf node may pass requests on to a cluster."""
+        async with connected(own_server().account) as conn, connected(own_server("jetstream: disabled").account) as far:
+            found = await plan(conn, Topology.load(profile="cluster"))
+            assert [each.code for each in found.shortages] == ["no-cluster"]
+            assert (conn.cluster, far.cluster) == ("", "(JetStream is elsewhere)")
+
     async def test_the_rights_for_it_are_not_needed(self, tmp_path: Path) -> None:
         user = f'user: test, password: {"p" * 16}, permissions: {{ publish: {{ deny: ["$JS.API.INFO"] }} }}'
         config = f"accounts {{ A: {{ jetstream: enabled, users: [{{ {user} }}] }} }}"

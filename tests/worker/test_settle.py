@@ -167,7 +167,7 @@ def test_an_attempt_in_a_child_is_not_over_while_a_thread_of_it_tells_what_it_ha
             return super().write(piece)
 
     pipe = SlowWriter()
-    context = _ChildContext(WorkerPipe(io.BytesIO(), pipe), Threads("test"))
+    context = _ChildContext(WorkerPipe(io.BytesIO(), pipe), Threads("test"), None)
     settling = threading.Thread(target=context.settle, args=(70.0,))
     settling.start()
     assert telling.wait(20)

@@ -12,10 +12,10 @@ from typing import Generic
 
 from .. import subjects
 from ..enqueue import Enqueued, find_fingerprint, id_reused, is_other_body, resolve_due_at
-from ..errors import BadInput, JobFailed, JobGone, NotFound, ResultDisabled
+from ..errors import BadInput, JobFailed, JobGone, NotFound, ResultDisabled, Unavailable
 from ..inspect import JobStats, stats
 from ..job import Message
-from ..journal import CANCELLED, FAILED, Journal, StreamItem, follow_batches, wait_for_outcome
+from ..journal import CANCELLED, FAILED, Entry, Journal, StreamItem, follow_batches, is_outdated, wait_for_outcome
 from ..payload import R_co, parse_result
 from ..topology import Family
 from ..units import Duration, Time, parse_duration
@@ -170,15 +170,21 @@ class Handle(Generic[R_co]):
                     yield item
 
     async def stream_batches(
-        self, *, after: str | None = None, timeout: Duration | None = None, is_new: bool = False
+        self,
+        *,
+        after: str | None = None,
+        timeout: Duration | None = None,
+        is_new: bool = False,
+        newest_attempt: bool = False,
     ) -> AsyncGenerator[list[StreamItem], None]:
         """As `stream`, for aiqueue's own modules: items that are there at once come together. `is_new`: see
-        `journal.follow_batches`.
+        `journal.follow_batches`. `newest_attempt`: without what earlier attempts than the present one have written.
         """
         left_s = None if timeout is None else parse_duration("timeout", timeout)
         end = time.monotonic() + (left_s or 0.0)
         run: int | None = self._run
         while run is not None:
+            head = await self._newest_entry() if newest_attempt and not is_new else None
             batches = follow_batches(
                 self._journal,
                 self._journal_subject(),
@@ -194,19 +200,28 @@ class Handle(Generic[R_co]):
             is_over, gone, is_new = False, None, False
             try:
                 async with aclosing(batches):
-                    async for batch in batches:
-                        is_over = batch[-1].final
+                    async for items in batches:
+                        is_over = items[-1].final
+                        batch = items if head is None else [each for each in items if not is_outdated(each, head)]
                         for place, item in enumerate(batch):
                             if item.document is not None:
                                 data = await self._cancels.documents.read_result(item.document)
                                 batch[place] = replace(item, data=data)
-                        yield batch
+                        if batch:
+                            yield batch
             except JobGone as error:
                 gone = error
             run = await self._claimant(run) if not is_over else None
             if run is None and gone is not None:
                 raise gone
             left_s = None if left_s is None else max(0.0, end - time.monotonic())
+
+    async def _newest_entry(self) -> Entry | None:
+        """Return the newest entry of the journal; None if there is none, or the server does not answer."""
+        try:
+            return await self._journal.head(self._journal_subject())
+        except Unavailable:  # the stream itself waits for the server
+            return None
 
     def _consumers(self) -> list[str]:
         """Return the consumers of the lanes that the job may be in. The lane of a job that was looked up may be `*`.

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..client import Handle
 from ..errors import AIQueueError, JobCancelled, JobFailed, ResultTimeout
+from ..journal import StreamItem
 from .stored_chunks import MARK, as_chunks
 
 
@@ -31,7 +32,7 @@ class ChunkReader:
 
     async def read(self) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the chunks. Raises StreamCut, JobFailed, ResultTimeout, JobGone."""
-        async with aclosing(self._handle.stream()) as items:
+        async with aclosing(self._items()) as items:
             while True:
                 try:
                     async with asyncio.timeout(self._timeout_s):
@@ -55,6 +56,13 @@ class ChunkReader:
                         told = item.data if isinstance(item.data, dict) else {}
                         reason, text = str(told.get("reason", "")), str(told.get("error", ""))
                         raise kind(self._handle.id, reason=reason, error=text, attempt=item.attempt)
+
+    async def _items(self) -> AsyncGenerator[StreamItem, None]:
+        """Yield the items of the newest attempt, and of those behind it: the reader may have joined an old request."""
+        async with aclosing(self._handle.stream_batches(newest_attempt=True)) as batches:
+            async for batch in batches:
+                for item in batch:
+                    yield item
 
     def _takes(self, chunk: dict[str, Any]) -> bool:
         """Return whether a chunk is new. What another worker has written again of the same call is not."""

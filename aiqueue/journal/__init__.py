@@ -36,7 +36,7 @@ from .entries import (
 from .follower import follow, follow_batches
 from .journal import Journal
 from .outcome_watch import wait_for_outcome
-from .stream_items import StreamItem
+from .stream_items import StreamItem, is_outdated
 from .writer import HEADERS_BYTES, WRITE_TRIES_MAX, ResultHeaders, Retention, Writer
 
 __all__ = [
@@ -44,5 +44,6 @@ __all__ = [
     "RESULT", "RETRY", "STARTED", "TRIAL", "WHILE_RUNNING", "WRITE_TRIES_MAX", "Checkpoints", "ChildEnd", "ChildEnds",
     "ChildRecord", "EndsRecord", "Entry", "Journal", "LargeSteps", "ResultHeaders", "Retention", "RunRecord",
     "StepNames", "StreamItem", "WakeAt", "Writer", "children_of_entry", "decode_step", "encode_call", "encode_step",
-    "entry_from_live", "entry_from_stored", "follow", "follow_batches", "is_over", "wait_for_outcome",
+    "entry_from_live", "entry_from_stored", "follow", "follow_batches", "is_outdated", "is_over",
+    "wait_for_outcome",
 ]  # fmt: skip

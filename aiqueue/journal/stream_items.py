@@ -105,6 +105,14 @@ def restarts_output(entry: Entry, nonce: str, cursor: Cursor) -> bool:
     return 0 < cursor.run < entry.run or entry.event not in (RETRY, FAILED, CANCELLED)
 
 
+def is_outdated(item: StreamItem, head: Entry) -> bool:
+    """Whether an item is output that the attempt of `head`, the newest entry, makes anew or has made anew. What an
+    attempt has written whose retry is the newest entry will be made anew.
+    """
+    newest = head.attempt + (head.event == RETRY)
+    return not item.final and item.time <= head.time and (item.run, item.attempt) < (head.run, newest)
+
+
 def writer_of(entry: Entry, subject: str) -> tuple[str, int]:
     """Return the nonce of the writer of an entry, and the entry's number among those of this writer. Both are in the
     Msg-Id. Empty and 0 for an entry that no attempt wrote.

@@ -19,12 +19,13 @@ import aiqueue
 from aiqueue import subjects
 from aiqueue.errors import BadInput
 from aiqueue.gateway import ApiKeys, GatewayWorker, load
+from aiqueue.gateway.litellm_chunks import ChunkReader, StreamCut
 from aiqueue.gateway.litellm_door import register
 from aiqueue.gateway.standin import Behaviour, Fault, StandIn
 from aiqueue.limits import StoredUse
 
 from ..support import Account, Eventually, create_streams
-from .running import child, records, running, shorten_leases, write_config
+from .running import ask, child, records, running, shorten_leases, write_config
 
 HAS_LITELLM = find_spec("litellm") is not None
 with_litellm = pytest.mark.skipif(not HAS_LITELLM, reason="litellm is not installed: run `make test-gateway`")
@@ -45,6 +46,21 @@ def test_the_door_imports_litellm_when_it_is_used() -> None:
     code = "import sys, aiqueue.gateway.litellm_door; print('litellm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.strip() == "False"
+
+
+async def test_who_joins_a_request_whose_call_was_made_anew_reads_the_chunks_of_the_newest_call_alone(
+    client: aiqueue.Client, config: Path, standin: StandIn
+) -> None:
+    """A Router's retry has the id of the former try: it would end in the same error for ever."""
+    standin.order(Fault(abort_after=3))
+    async with running(client, config):
+        handle = await client.enqueue(ask(stream=True), tenant="acme")
+        with pytest.raises(StreamCut, match="begun anew after 3 chunks"):
+            _ = [chunk async for chunk in ChunkReader(handle, 10.0).read()]
+        chunks = [chunk async for chunk in ChunkReader(handle, 10.0).read()]
+    texts = [choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(texts) == "one two three one two"
+    assert len(standin.calls) == 2
 
 
 @pytest.fixture(scope="module")

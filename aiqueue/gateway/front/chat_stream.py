@@ -81,7 +81,9 @@ class ChatEvents:
         raises.
         """
         try:
-            batches = self._handle.stream_batches(after=self._after, is_new=self._submission.is_new)
+            batches = self._handle.stream_batches(
+                after=self._after, is_new=self._submission.is_new, newest_attempt=self._after is None
+            )
             async with aclosing(batches):
                 async for batch in batches:
                     made: list[bytes] = []

@@ -117,6 +117,22 @@ async def test_a_stream_whose_call_is_made_anew_ends_in_an_error_unless_the_clie
             assert events[-1].data == "[DONE]"
 
 
+async def test_a_request_that_is_sent_again_has_the_stream_of_the_newest_call_alone(
+    served: RunningFront, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
+) -> None:
+    """As the error of the first one says. Its chunks of two calls are in one journal."""
+    standin.order(Fault(abort_after=3))
+    headers = bearer(tokens.mine, idempotency_key="mine")
+    for number in range(2):
+        async with http.post(served.url + CHATS, json=chat_body(stream=True), headers=headers) as response:
+            events = parse_events(await response.text())
+        if number == 0:
+            assert json.loads(events[-1].data)["error"]["code"] == "stream_restarted"
+    assert text_of_events(events) == "one two three one two"
+    assert events[-1].data == "[DONE]"
+    assert len(standin.calls) == 2
+
+
 async def test_a_resumed_stream_whose_call_is_made_anew_ends_in_the_same_error(
     client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:

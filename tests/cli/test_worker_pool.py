@@ -450,7 +450,8 @@ def test_options_reach_the_members_as_they_were_given(place: Place) -> None:
     command = ["ps", "-wwo", "command=", "-p", str(min(place.members))]
     listed = subprocess.run(command, capture_output=True, text=True, check=True)
     words = listed.stdout.split()
-    assert words[words.index("work") + 2 :] == ["--drain-timeout=0.25", "--log-level=warning", "--log-format=text", "--", "app:worker"]
+    given = words[words.index("work") + 2 :]
+    assert given == ["--drain-timeout=0.25", "--log-level=warning", "--log-format=text", "--", "app:worker"]
     assert place.output("err") == ""
     parent.send_signal(signal.SIGTERM)
     assert parent.wait(40) == 0

@@ -194,7 +194,7 @@ class PlanExecution:
             return False
         # Producers may have found the stream. Away from its subjects it gets no message between the check and the end.
         aside = {key: value for key, value in config.items() if key not in _DERIVED}
-        info = await self._conn.api(f"STREAM.UPDATE.{stream}", aside | {"subjects": [f"aiq.undone.{stream}"]})
+        info = await self._conn.api(f"STREAM.UPDATE.{stream}", aside | {"subjects": [aside_subject(stream)]})
         if stored := info["state"]["messages"]:
             await self._conn.api(f"STREAM.UPDATE.{stream}", config)
             raise ConfigMismatch(f"it has stored {stored:,} messages meanwhile")
@@ -208,6 +208,11 @@ class _Update:
 
     before: dict[str, Any]
     after: dict[str, Any] | None = None
+
+
+def aside_subject(stream: str) -> str:
+    """Return the subject that a stream has alone before an apply deletes what it created."""
+    return f"aiq.undone.{stream}"
 
 
 async def _for_each(names: tuple[str, ...], do: Callable[[str], Awaitable[None]]) -> None:

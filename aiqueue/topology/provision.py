@@ -17,7 +17,7 @@ from ..errors import ConfigMismatch, DataLossRefused, NotFound
 from .account import find_shortages, read_limits, sum_up
 from .changes import Change, FieldChange, Plan, StorageSum, format_value
 from .declared import Family, StreamSpec, Topology, lane_name
-from .execution import PlanExecution
+from .execution import PlanExecution, aside_subject
 from .problems import (
     FATAL_LANE_SETTINGS,
     ROLES_WITH_CONSUMERS,
@@ -186,12 +186,13 @@ async def _plan_update(conn: Connection, spec: StreamSpec, info: Mapping[str, An
 
 
 def _wanted_config(spec: StreamSpec, live: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the declared fields, without fatal settings, and with the subjects of other applications' families."""
+    """Return the declared fields, without fatal settings, and with what others need of a stream that is shared."""
     wanted = {each.key: None for each in fatal_settings(spec, live) if each.cure == "apply"} | dict(spec.config)
-    if spec.role in ("journal", "stranded"):
-        # Another application may have its own families on this server. Without their journals' subjects in the stream,
-        # its jobs could not end.
-        others = [each for each in live.get("subjects") or () if each not in wanted["subjects"]]
+    if spec.role not in ("work", "inbox"):
+        # Another application may have its own families on this server, and another version more subjects, such as those
+        # of budgets. Without their subjects in the streams that all share, their jobs could not end.
+        ours = {*wanted["subjects"], aside_subject(spec.name)}
+        others = [each for each in live.get("subjects") or () if each not in ours]
         wanted["subjects"] = wanted["subjects"] + others
     return wanted
 

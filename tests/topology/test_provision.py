@@ -14,7 +14,7 @@ from aiqueue.config import Settings
 from aiqueue.connection import Connection
 from aiqueue.errors import AIQueueError, ConfigMismatch, DataLossRefused, NotFound
 from aiqueue.topology.declared import Topology, bundled_directory
-from aiqueue.topology.execution import PlanExecution
+from aiqueue.topology.execution import PlanExecution, aside_subject
 from aiqueue.topology.provision import apply, plan
 
 from ..support import Account
@@ -128,6 +128,33 @@ class TestApply:
         assert {"ai.llmops.operations-results.*.*", "ai.x.y-results.*.*"} <= set(subjects)
         assert not (await plan(conn, ours)).drift
         assert not (await plan(conn, theirs)).drift
+
+    async def test_streams_that_all_share_keep_another_versions_subjects(self, conn: Connection) -> None:
+        ours = declared()
+        await apply(conn, ours)
+        shared = [spec for spec in ours.streams.values() if spec.role not in ("work", "inbox")]
+        for spec in shared:
+            live = await config_of(conn, spec.name)
+            await conn.api(f"STREAM.UPDATE.{spec.name}", live | {"subjects": [f"later.{spec.name}", spec.name]})
+        await apply(conn, ours)
+        assert len(shared) > 8
+        for spec in shared:
+            subjects = (await config_of(conn, spec.name))["subjects"]
+            assert {*spec.config["subjects"], f"later.{spec.name}"} <= set(subjects)
+        assert not (await plan(conn, ours)).drift
+
+    async def test_a_stream_that_a_killed_apply_left_aside_gets_its_subjects_again(self, conn: Connection) -> None:
+        """Killed between the two writes by which it deletes what it created."""
+        ours = declared()
+        await apply(conn, ours)
+        for stream in ("AI_RESULTS", "AI_STRANDED", "AI_DEAD", "X_Y"):
+            live = await config_of(conn, stream)
+            aside = {key: value for key, value in live.items() if key not in ("republish", "subject_transform")}
+            await conn.api(f"STREAM.UPDATE.{stream}", aside | {"subjects": [aside_subject(stream)]})
+        await apply(conn, ours)
+        for stream in ("AI_RESULTS", "AI_STRANDED", "AI_DEAD", "X_Y"):
+            assert set((await config_of(conn, stream))["subjects"]) == set(ours.streams[stream].config["subjects"])
+        assert not (await plan(conn, ours)).drift
 
     async def test_what_no_file_states_stays(self, conn: Connection) -> None:
         await apply(conn, declared())

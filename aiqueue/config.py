@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -55,7 +56,6 @@ GENERATION_MAX = 2**53
 Size = Annotated[int, pydantic.BeforeValidator(_size), pydantic.Field(ge=0)]
 Duration = Annotated[float, pydantic.BeforeValidator(_duration), pydantic.Field(gt=0)]
 Generation = Annotated[int, pydantic.Field(ge=0, le=GENERATION_MAX)]
-UserPath = Annotated[Path, pydantic.AfterValidator(Path.expanduser)]
 FILE = "aiqueue.toml"
 
 SCHEMES = ("nats", "tls", "ws", "wss")
@@ -121,10 +121,21 @@ def _parse_urls(url: str) -> list[_ServerUrl]:
     return servers
 
 
-def _check_url(url: str | None) -> str | None:
-    if url is not None and not _parse_urls(url):
+def _check_url(url: Any) -> Any:
+    if isinstance(url, Settings):
+        raise ValueError("is the address of a server: pass settings as settings=")
+    if isinstance(url, str) and not _parse_urls(url):
         raise ValueError("is empty: set it to a server's URL, or leave it out to use the directory's embedded server")
     return url
+
+
+def _check_path(path: Any) -> Any:
+    if path == "":  # as a path this is the working directory
+        raise ValueError("is empty: set it to a path, or leave it out")
+    return path
+
+
+UserPath = Annotated[Path, pydantic.BeforeValidator(_check_path), pydantic.AfterValidator(Path.expanduser)]
 
 
 def _check_inbox_prefix(prefix: str | None) -> str | None:
@@ -174,7 +185,7 @@ class Settings(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    url: Annotated[str | None, pydantic.AfterValidator(_check_url)] = None
+    url: Annotated[str | None, pydantic.BeforeValidator(_check_url)] = None
     """Server URLs, separated by commas: ``nats://host:4222,nats://other:4222``. ``tls://`` requires TLS.
 
     The first URL may contain credentials, ``user:password@`` or ``token@``, special characters encoded as in ``%40``.
@@ -269,6 +280,12 @@ class Settings(pydantic.BaseModel):
         source = self._sources.get(name, f"setting {name}")
         return source, name if source == self._file else ""
 
+    def with_arguments(self, **values: Any) -> Settings:
+        """Return a copy with these values, which are not checked, as if they had been passed as arguments."""
+        changed = self.model_copy(update=values)
+        changed._sources = self._sources | {name: f"argument {name}" for name in values}
+        return changed
+
     @property
     def addresses(self) -> str:
         """The server URLs without credentials, for messages."""
@@ -331,11 +348,16 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: {error}") from None
     for name in values:
         if name not in Settings.model_fields:
-            raise SettingsError(f"{path}: unknown key {name!r}; known: {', '.join(sorted(Settings.model_fields))}")
+            raise SettingsError(f"{path}: unknown key {name!r}; {_hint(name)}")
     for name in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key", "streams", "directory"):
-        if isinstance(values.get(name), str):  # paths in the file are relative to the file
+        if isinstance(values.get(name), str) and values[name]:  # paths in the file are relative to the file
             values[name] = path.parent / Path(values[name]).expanduser()
     return values
+
+
+def _hint(name: str) -> str:
+    close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(Settings.model_fields))}"
 
 
 def _first_problem(error: pydantic.ValidationError, given: dict[str, Any], *, file: Path | None = None) -> str:
@@ -351,7 +373,7 @@ def _first_problem(error: pydantic.ValidationError, given: dict[str, Any], *, fi
     else:
         where = f"{find_file() or 'settings'}: {name}"
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown setting; known: {', '.join(sorted(Settings.model_fields))}"
+        return f"{where}: unknown setting; {_hint(name)}"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 

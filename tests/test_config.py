@@ -211,12 +211,33 @@ def test_an_address_of_the_wrong_type_is_refused(wrong: Any) -> None:
 
 
 def test_an_unknown_argument_is_refused_with_those_known() -> None:
-    assert "argument pin_interval: unknown setting; known: claim_check, connect_timeout" in refusal(pin_interval=1)
+    assert "argument colour: unknown setting; known: claim_check, connect_timeout" in refusal(colour=1)
 
 
 def test_an_unknown_key_is_refused_with_its_file() -> None:
-    path = write("pin_interval = 1")
-    assert refusal().startswith(f"{path}: unknown key 'pin_interval'; known: ")
+    path = write("colour = 1")
+    assert refusal().startswith(f"{path}: unknown key 'colour'; known: ")
+
+
+def test_a_misspelt_setting_is_answered_with_the_right_one() -> None:
+    assert refusal(familys=["a.b"]).endswith("unknown setting; did you mean families?")
+    path = write('sizes = "small"')
+    assert refusal() == f"{path}: unknown key 'sizes'; did you mean size?"
+
+
+def test_settings_as_the_address_are_refused_with_the_argument_that_takes_them() -> None:
+    assert refusal(url=Settings()) == "argument url: is the address of a server: pass settings as settings="
+
+
+@pytest.mark.parametrize("name", ["directory", "streams", "creds", "tls_ca"])
+def test_an_empty_path_is_refused_and_not_the_working_directory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = f"{name}: is empty: set it to a path, or leave it out"
+    assert refusal(**{name: ""}) == f"argument {problem}"
+    path = write(f'{name} = ""')
+    assert refusal() == f"{path}: {problem}"
+    path.unlink()
+    monkeypatch.setenv(f"AIQUEUE_{name.upper()}", "")
+    assert refusal() == f"environment variable AIQUEUE_{name.upper()}: is empty: set it to a path, or leave it out"
 
 
 @pytest.mark.parametrize("text", ["not toml", "a = 'x", "a = 1\na = 2"])

@@ -46,7 +46,13 @@ class Message(TypedModel[R]):
     aiq_secrets: ClassVar[str | None] = ""  # the header that names the secret fields; None: not known yet
 
     def __init_subclass__(cls, *, kind: str | None = None, family: str | None = None, **config: Any) -> None:
-        super().__init_subclass__(**config)
+        try:
+            super().__init_subclass__(**config)
+        except TypeError:
+            if not config:
+                raise
+            problem = f"{cls.__name__}: a message has no option {', '.join(config)}: it has kind, family"
+            raise TypeError(f"{problem}, and those of pydantic.ConfigDict") from None
         if kind is not None or "[" not in cls.__name__:  # Page[int] keeps the kind of Page, and Message[Summary] none
             cls.aiq_kind = cls.__name__ if kind is None else kind
             if not KIND.fullmatch(cls.aiq_kind):

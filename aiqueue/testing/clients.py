@@ -43,7 +43,7 @@ async def client(
     if not settings.servers:
         raise BadInput(f"testing.client needs the address of a server, and these settings have none: {FIXTURE}")
     if families is not None:
-        settings = settings.model_copy(update={"families": texts("families", families)})
+        settings = settings.with_arguments(families=texts("families", families))
     if ack_wait is not None:
         settings = _with_ack_wait(settings, parse_duration("ack_wait", ack_wait))
     opened = connect(settings=settings)

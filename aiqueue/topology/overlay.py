@@ -43,6 +43,10 @@ def lay_over(
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(names))}"
+            tables = laid_over.value[name]
+            for key in tables if isinstance(tables, Mapping) else ():
+                if f"{name}.{key}" in names:  # in TOML, [overlay.agent.tasks] is a table in a table
+                    hint = f'write overlay."{name}.{key}", with quotes'
             laid_over.refuse(f"is no family, and no role of a stream; {hint}", _quoted(name))
 
     def change(each: StreamFile) -> StreamFile:

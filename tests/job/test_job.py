@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from typing import Any, Generic, TypeVar
 
 import pydantic
@@ -71,6 +72,14 @@ def test_a_kind_that_can_travel_is_taken(kind: str) -> None:
 def test_a_family_that_cannot_be_part_of_a_subject_is_refused(family: str) -> None:
     with pytest.raises(ValueError, match="family"):
         untyped("kind", family)
+
+
+def test_a_misspelt_option_of_a_message_is_refused_with_those_that_there_are() -> None:
+    problem = "Task: a message has no option queue: it has kind, family, and those of pydantic.ConfigDict"
+    with pytest.raises(TypeError, match=f"^{re.escape(problem)}$"):
+
+        class Task(Message, kind="task", queue="mails", frozen=True):  # type: ignore[call-arg]
+            pass
 
 
 def test_a_message_may_have_fields_named_kind_and_family() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import aiqueue
 from aiqueue import Backoff, Reject, Retry, testing
-from aiqueue.errors import BadInput, JobCancelled, TopologyError
+from aiqueue.errors import BadInput, JobCancelled, TopologyError, UnknownFamily
 
 from ..support import Account
 
@@ -257,3 +258,18 @@ async def test_wrong_arguments_say_in_one_line_what_to_do(client: aiqueue.Client
     with pytest.raises(BadInput, match="families"):
         async with testing.client(client.settings, families="agent.tasks"):
             pass
+
+
+async def test_a_family_that_a_test_leaves_out_is_told_to_be_missing_there_and_not_in_a_file(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "aiqueue.toml").write_text('families = ["agent.tasks", "rag.ingest", "rag.queries"]\n')
+    settings = aiqueue.Settings(url=account.url, user=account.user, password=account.password)
+    with pytest.raises(TopologyError, match=r"^argument families: unknown family 'agent.task'"):
+        async with testing.client(settings, families=["agent.task"]):
+            pass
+    async with testing.client(settings, families=["agent.tasks"]) as opened:
+        with pytest.raises(UnknownFamily, match=r"does not name rag\.ingest \(argument families\): add it there"):
+            opened.topology.family("rag.ingest")
+    assert settings.source("families") == str(tmp_path / "aiqueue.toml")

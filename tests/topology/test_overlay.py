@@ -84,6 +84,7 @@ def test_it_goes_over_the_size_and_the_profile(size: str) -> None:
 
 
 T = 'overlay."agent.tasks"'
+NO_ROLE = "is no family, and no role of a stream"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,7 @@ T = 'overlay."agent.tasks"'
     [
         ({"agent.tasks": {"stream": {"max_byte": 1}}}, f"{T}.stream.max_byte", "unknown key; did you mean max_b"),
         ({"agent.tasks": {"stream": {"max_bytes": "much"}}}, f"{T}.stream.max_bytes", "must be a size above 0"),
+        ({"agent": {"tasks": {"stream": {}}}}, "overlay.agent", f"{NO_ROLE}; write {T}, with quotes"),
         ({"agent.tasks": {"streams": {}}}, f"{T}.streams", "unknown key; did you mean stream?"),
         ({"agent.tasks": {"consumer": {"ack_wait": 3}}}, f"{T}.consumer.ack_wait", "must be a duration such"),
         ({"agent.tasks": {"family": {"lanes": "own"}}}, f"{T}.family.lanes", 'must be "tenant" or "shared"'),

@@ -178,8 +178,13 @@ def find_model(client: Client, kind: str, family: str | None) -> type[Message]:
 
     if family is not None:
         found = client.topology.family(family)
+    elif (of_kind := client.topology.family_of_kind(kind)) is not None:
+        found = of_kind
+    elif "agent.tasks" in client.topology.families:
+        found = client.topology.family("agent.tasks")
     else:
-        found = client.topology.family_of_kind(kind) or client.topology.family("agent.tasks")
+        known = " or ".join(sorted(each.name for each in client.topology.work_families))
+        raise BadInput(f"{kind} is the default kind of no family: give --family, {known}")
     try:
         return untyped(kind, found.name)
     except ValueError as error:

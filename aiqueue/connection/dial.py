@@ -226,13 +226,23 @@ async def _give_up(client: NatsClient, connecting: asyncio.Task[None]) -> None:
         await client.abort()
 
 
+def _doubt(settings: Settings) -> str:
+    """What to look at where no server answers: an embedded one has an address that nobody has set."""
+    source, key = settings.place("url")
+    if settings.source("url") == "default":
+        return "is it running?"
+    return f"is it running, is {f'{key} in {source}' if key else source} right?"
+
+
 def _explain_failure(error: BaseException | None, settings: Settings) -> Exception:
     """The error of ours that says why the first connection failed."""
     addresses = settings.addresses
     if isinstance(error, ImportError):
         return SettingsError(f"creds and nkey need `pip install 'aiqueue[nkeys]'` ({error_text(error)})")
     if error is None or (isinstance(error, TimeoutError) and not isinstance(error, ne.AuthorizationError)):
-        return Unavailable(f"no NATS server answers at {addresses} within {settings.connect_timeout:g} s")
+        return Unavailable(
+            f"no NATS server answers at {addresses} within {settings.connect_timeout:g} s: {_doubt(settings)}"
+        )
     if type(error).__module__.partition(".")[0] == "nkeys":
         return SettingsError(f"creds or nkey: the file holds no valid credentials ({error_text(error)})")
     if not isinstance(error, Exception):
@@ -241,7 +251,5 @@ def _explain_failure(error: BaseException | None, settings: Settings) -> Excepti
     if "maximum connections" in str(error):
         return Unavailable(f"{addresses}: the server takes no further connection: raise its max_connections")
     if isinstance(ours, Unavailable):
-        return Unavailable(
-            f"no NATS server answers at {addresses} ({error_text(error)}): is it running, is NATS_URL right?"
-        )
+        return Unavailable(f"no NATS server answers at {addresses} ({error_text(error)}): {_doubt(settings)}")
     return ours

@@ -212,6 +212,8 @@ def from_api(code: int, err_code: int, description: str, what: str) -> AIQueueEr
         error = Unavailable(f"{what}: {description}: {NO_JETSTREAM}")
         error.retryable = False
         return error
+    if err_code == 10059:
+        return NotFound(f"{what}: {description}: run `aiqueue apply` on this server first")
     if kind is StreamFull:
         return _from_store_error(description, what)
     if kind is not None and issubclass(kind, QueueFull):

@@ -486,7 +486,7 @@ async def test_a_client_that_is_not_connected_says_to_connect(shared: Account) -
 
 async def test_a_server_that_does_not_answer_is_unavailable_within_the_connect_timeout() -> None:
     started_at = time.monotonic()
-    with pytest.raises(Unavailable, match="is it running, is NATS_URL right"):
+    with pytest.raises(Unavailable, match="is it running, is argument url right"):
         await aiqueue.NATSClient("nats://127.0.0.1:1", connect_timeout=0.5).connect()
     assert time.monotonic() - started_at < 5
     with pytest.raises(SettingsError):

@@ -311,12 +311,22 @@ class TestEveryVerb:
         assert done.stderr == ""
 
     def test_without_streams_says_what_to_do(self, cli: Cli) -> None:
-        for arguments in (["dead", "ls"], ["inspect", "agent.tasks"], ["enqueue", "echo", "{}", "--tenant", "acme"]):
+        for arguments in (
+            ["dead", "ls"],
+            ["dead", "show", "1"],
+            ["inspect", "agent.tasks"],
+            ["enqueue", "echo", "{}", "--tenant", "acme"],
+        ):
             result = cli(*arguments)
             assert result.exit_code == 1
             assert one_line(result).startswith("error: ")
-        assert "aiqueue apply" in cli("enqueue", "echo", "{}", "--tenant", "acme").stderr
+            assert "run `aiqueue apply` on this server first" in result.stderr
         assert "stream AI_AGENT_TASKS does not exist: run `aiqueue apply`" in cli("inspect").stdout
+
+    def test_enqueue_without_agent_tasks_asks_for_the_family(self, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AIQUEUE_FAMILIES", "rag.ingest,rag.queries")
+        problem = "echo is the default kind of no family: give --family, rag.ingest or rag.queries"
+        assert one_line(cli("enqueue", "echo", "{}", "--tenant", "acme")) == f"error: {problem}"
 
     def test_colour_is_for_terminals_only(self, ready: Cli) -> None:
         assert "\x1b" not in ready("inspect").output + ready("plan").output

@@ -12,6 +12,7 @@ from .. import attempt, headers
 from ..attempt import Handler, Outcome, Postponed, Raised, Refused, WrongLane
 from ..client import Client
 from ..errors import AboveLimit, AIQueueError, DecodeError, NotFound
+from ..job import Message
 from ..lanes import Delivery, KeyGate, LanePull
 from ..limits import PAUSE_MAX_S, BatchCall, Credit, CreditBatch, Limiter
 from ..payload import parse_message
@@ -58,6 +59,24 @@ async def start_keys(keys: KeyGate, families: Collection[Family]) -> bool:
         log.warning("limits are not heeded until `aiqueue apply` has run and this worker starts again: %s", error)
         return False
     return True
+
+
+def warn_of_no_field(handlers: Collection[Handler], families: Collection[Family]) -> None:
+    """Log which of these families has limits that hold for no job: no message of a handler has the field."""
+    for family in families:
+        models = [each.model for each in handlers if each.key[0] == family.name]
+        if family.limit_key is None or family.limit_key in family.header_fields or not models:
+            continue
+        if not any(_may_have(each, family.limit_key) for each in models):
+            names = ", ".join(sorted(each.__name__ for each in models))
+            log.warning("no job of %s is limited: no %s has its limit_key, %s", family.name, names, family.limit_key)
+
+
+def _may_have(model: type[Any], field: str) -> bool:
+    if not issubclass(model, Message) or model.model_config.get("extra") == "allow":
+        return True
+    names = {(name, each.alias, each.serialization_alias) for name, each in model.model_fields.items()}
+    return any(field in each for each in names)
 
 
 class Limiting:

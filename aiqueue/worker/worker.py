@@ -22,6 +22,7 @@ from ..schedules import When
 from ..subjects import FAMILY, token
 from ..units import Backoff, Duration, flag, parse_duration, text, texts, whole_number
 from .lifespan import Lifespan, lifespan_of_children, takes_client
+from .limiting import warn_of_no_field
 from .scheduling import DeclaredSchedules, DeclareOptions
 from .session import Session, WorkerOptions
 
@@ -380,6 +381,7 @@ class Worker(Generic[S]):
                     f"the handler of {each.what} has a cost, and {family.name} has no limit_key, by which jobs are "
                     f"limited: {family.advise_to_set('limit_key')}, or leave cost= out"
                 )
+        warn_of_no_field(self.handlers, [client.topology.family(name) for name in sorted(wanted)])
         return sorted(wanted)
 
 

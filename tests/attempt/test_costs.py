@@ -201,8 +201,27 @@ async def test_a_worker_with_a_cost_in_a_family_without_limit_key_does_not_start
     problem = "the handler of kind 'unlimited' has a cost, and agent.tasks has no limit_key, by which jobs are limited"
     assert str(refused.value).startswith(problem)
     assert str(refused.value).endswith(
-        "declare a family of your own with limit_key, because a bundled one cannot be changed, or leave cost= out"
+        'set limit_key in aiqueue.toml, below [overlay."agent.tasks".family], or leave cost= out'
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "is_warned"),
+    [({}, True), ({"extra": "allow"}, False), ({"alias_generator": lambda name: "model"}, False)],
+)
+async def test_a_worker_whose_messages_all_lack_the_limit_key_logs_that_nothing_is_limited(
+    client: aiqueue.Client, caplog: pytest.LogCaptureFixture, options: dict[str, Any], *, is_warned: bool
+) -> None:
+    class Ask(aiqueue.Message, kind="ask", **options):
+        llm: str
+
+    settings = client.settings.with_arguments(overlay={"agent.tasks": {"family": {"limit_key": "model"}}})
+    worker = aiqueue.Worker()
+    worker.handle(Ask)(handle)
+    async with aiqueue.connect(settings=settings) as limited, worker.running(limited):
+        pass
+    said = "no job of agent.tasks is limited: no Ask has its limit_key, model"
+    assert (said in caplog.messages) == is_warned
 
 
 async def test_a_worker_with_a_cost_in_a_family_with_limit_key_starts_also_where_no_child_could_find_the_function(

@@ -175,11 +175,9 @@ class Writer:
             try:
                 await self._send(STARTED, codec.Encoded(codec.encode(data)), tried, timeout_s)
             except Conflict:
-                head = await self._journal.head(self.subject)
-                if head is None or head.msg_id not in tried:
+                if not self._is_stored(tried, await self._read_run()):  # else its ack was lost
                     self._write_number -= 1  # nothing was stored under it
                     return False
-                self._head_seq = self._known_seq = head.seq  # stored, but its ack was lost
             self._ignore_before = 0.0  # from here on, any other attempt's entry is newer than this attempt
             return True
 
@@ -306,7 +304,7 @@ class Writer:
         """
         head = await self._journal.head(self.subject)
         if head is not None and head.seq != self._known_seq and not self._is_own(head):
-            await self._reread_run()
+            self.continue_after(await self._read_run(), self.attempt)
 
     def start_after(self, record: RunRecord, attempt: int) -> None:
         """Start as attempt `attempt` after all that `record` holds. Other attempts' entries are the past: never raises.
@@ -405,9 +403,11 @@ class Writer:
         1. The head entry is one of the tries, or this writer's final entry of the same event: stored, its ack was lost.
            True.
         2. The head entry is this writer's, from an earlier write whose ack was lost: write again after it. False.
-        3. Otherwise read the run. If it has ended, or another attempt has taken it over: raises Stale. So does a final
-           entry of this writer of another event.
-        4. Otherwise other runs of the job id have written: write again after the new head. False.
+        3. Otherwise read the run. If its newest entry is one of the tries, behind which other runs of the job id have
+           written: stored. True.
+        4. If it has ended, or another attempt has taken it over: raises Stale. So does a final entry of this writer of
+           another event.
+        5. Otherwise other runs of the job id have written: write again after the new head. False.
         """
         head = await self._journal.head(self.subject)
         if head is not None and self._is_own(head):
@@ -417,13 +417,24 @@ class Writer:
                 return True
             if not head.final:
                 return False
-        await self._reread_run()
+        record = await self._read_run()
+        if self._is_stored(tried, record):
+            return True
+        self.continue_after(record, self.attempt)
         return False
 
-    async def _reread_run(self) -> None:
-        """Read the run and go on after what others have written. Raises Stale if one of them owns the job now."""
-        record = await self._journal.read_run(self.subject, self._run, self._enqueued_at, self._parking_id)
-        self.continue_after(record, self.attempt)
+    def _is_stored(self, tried: set[str], record: RunRecord) -> bool:
+        """Whether the newest entry of this run is one of these tries. The next write goes behind it, and behind what
+        other runs have written since.
+        """
+        if record.newest is None or record.newest.msg_id not in tried:
+            return False
+        self._known_seq, self._lost_chunks = record.newest.seq, 0
+        self._expect_head_of(record)
+        return True
+
+    async def _read_run(self) -> RunRecord:
+        return await self._journal.read_run(self.subject, self._run, self._enqueued_at, self._parking_id)
 
     def _expect_head_of(self, record: RunRecord) -> None:
         self._head_seq, self._epoch = record.head_seq, max(self._epoch, record.epoch + 1)

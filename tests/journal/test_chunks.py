@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 
 from aiqueue import codec
 from aiqueue.config import Settings
-from aiqueue.connection import Connection, Publish
+from aiqueue.connection import Connection, PubAck, Publish
 from aiqueue.errors import Stale
 from aiqueue.journal import EMPTY_RECORD, PROGRESS, RESULT, Entry, Journal, Writer, chunk_pace, entry_from_stored
+from aiqueue.journal.entries import CHUNK
 from aiqueue.topology import provision
 from aiqueue.topology.declared import Topology
 
@@ -103,6 +105,43 @@ async def test_a_chunk_that_is_refused_for_another_runs_entry_is_stored_behind_i
     found = await entries(journal)
     assert [each.data for each in found if each.run == 2] == [["a"], ["b", "c"], {"note": "mine"}, 1]
     assert numbers([each for each in found if each.run == 2]) == ["1", "2-1", "3", "4"]
+
+
+@pytest.mark.parametrize("event", [CHUNK, PROGRESS, RESULT])
+async def test_an_entry_whose_ack_was_lost_is_stored_once_though_another_run_has_written_behind_it(
+    journal: Journal, event: str
+) -> None:
+    writer = new_writer(journal, run=2)
+    await writer.write(PROGRESS, "begun")
+    before, tried, encoded = writer._head_seq, set[str](), codec.encode_marked(["a"])
+    await writer._write_encoded(event, encoded, tried, 10.0)
+    other = new_writer(journal, run=1)
+    other._head_seq = writer._head_seq
+    await other.write(PROGRESS, "another run")
+    writer._head_seq = writer._known_seq = before  # as if the ack had been lost with the connection
+    await writer._write_encoded(event, encoded, tried, 10.0)
+    if event != RESULT:
+        await writer.write(RESULT, "done")
+    found = [(each.event, each.data) for each in await entries(journal) if each.run == 2]
+    assert found == [(PROGRESS, "begun"), (event, ["a"]), *([(RESULT, "done")] if event != RESULT else [])]
+
+
+async def test_a_started_whose_ack_was_lost_is_stored_once_though_another_run_has_written_behind_it(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, other = new_writer(journal, run=2), new_writer(journal, run=1)
+    store = journal.connection.store
+
+    async def store_and_lose_the_ack(*args: Any, **options: Any) -> PubAck:
+        monkeypatch.undo()
+        other._head_seq = (await store(*args, **options)).seq
+        await other.write(PROGRESS, "another run")
+        return await store(*args, **options)
+
+    monkeypatch.setattr(journal.connection, "store", store_and_lose_the_ack)
+    assert await writer.write_started({})
+    await writer.write(RESULT, "done")
+    assert numbers([each for each in await entries(journal) if each.run == 2]) == ["1", "2"]
 
 
 async def test_another_write_waits_while_a_refused_chunk_is_resolved(journal: Journal) -> None:

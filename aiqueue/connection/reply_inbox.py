@@ -61,6 +61,8 @@ class ReplyInbox:
         finally:
             timer.cancel()
             self._requests.pop(token.encode(), None)
+            if future.done() and not future.cancelled():
+                future.exception()  # else asyncio logs that nobody has retrieved it, of a caller that was cancelled
 
     @contextlib.asynccontextmanager
     async def request_many(self, subject: str, body: bytes) -> AsyncIterator[asyncio.Queue[Received | AIQueueError]]:

@@ -391,6 +391,22 @@ async def test_a_request_that_nobody_takes_is_unavailable_at_once(conn: Connecti
         await conn.request("nobody", b"", timeout_s=5)
 
 
+async def test_a_request_that_is_given_up_as_the_connection_is_lost_leaves_no_word_in_the_log(
+    conn: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    asking = asyncio.create_task(conn.request("$JS.API.INFO"))
+    while not conn._replies._requests:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it waits for the reply
+    conn._replies.fail_requests(Unavailable("the connection was lost"))
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+    del asking
+    gc.collect()
+    assert [each.message for each in caplog.records if "never retrieved" in each.message] == []
+
+
 # frames
 
 

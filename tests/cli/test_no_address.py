@@ -66,7 +66,8 @@ def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def names(directory: Path) -> list[str]:
-    return sorted(each.name for each in directory.iterdir())
+    """What is in a directory, without what Python makes when it imports the user's module."""
+    return sorted(each.name for each in directory.iterdir() if each.name != "__pycache__")
 
 
 @pytest.mark.parametrize("command", READING)

@@ -20,9 +20,12 @@ OwnServer = Callable[..., NatsProcess]
 @pytest.mark.parametrize(
     ("limits", "text"),
     [
-        ("max_consumers: 2", r"needs max_consumers of [\d,]+ or more: .*: raise max_consumers of this account"),
-        ("max_streams: 2", "is a stream too many: .*: raise max_streams of this account"),
-        ("max_file: 1MiB", "reserves .* of file storage, too much for the server"),
+        ("max_consumers: 2", r"AI_\w+ needs max_consumers of [\d,]+: .*: raise max_consumers of this account"),
+        ("max_streams: 2", r"21 streams more are needed, and the account may have 2 and has 0: .* raise max_streams"),
+        (
+            "max_file: 1MiB",
+            r"more file storage is needed, 1.0 MiB is free: declare less .* or raise max_file of this account",
+        ),
     ],
 )
 async def test_apply_names_the_limit_of_the_account_that_is_too_low(

@@ -339,7 +339,7 @@ class TestOurRequester:
 
         with pytest.raises(BadInput, match="answers no requests"):
             await client.request(Task(), tenant="acme")
-        with pytest.raises(BadInput, match="answers no requests: set reply_within in aiqueue.toml"):
+        with pytest.raises(BadInput, match=r"answers no requests: set reply_within in aiqueue\.toml"):
             async with aiqueue.Responder(families=["agent.tasks"]).running(client):
                 pass
 

@@ -89,7 +89,7 @@ class Workers:
         for child in [each for each in self.alive if each.code is not None]:
             self.alive.remove(child)
             said = [line for line in self._log.read_text(errors="replace").splitlines() if "error" in line.lower()]
-            self.surprises.append(f"worker {child.pid} ended by itself with {child.code}; the log's errors: {said[-3:]}")
+            self.surprises.append(f"worker {child.pid} ended by itself with {child.code}; errors: {said[-3:]}")
         while len(self.alive) < self._count:
             self.alive.append(Child(self._arguments, self.env, self._log, self._prefix))
 

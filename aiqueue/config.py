@@ -10,13 +10,13 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict, Unpack
-from urllib.parse import unquote
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 import pydantic
 
 from . import units
 from .errors import SettingsError
+from .server_urls import Credentials, parse_urls
 from .units import seconds, size_bytes
 
 
@@ -58,73 +58,13 @@ Duration = Annotated[float, pydantic.BeforeValidator(_duration), pydantic.Field(
 Generation = Annotated[int, pydantic.Field(ge=0, le=GENERATION_MAX)]
 FILE = "aiqueue.toml"
 
-SCHEMES = ("nats", "tls", "ws", "wss")
-_SERVER = re.compile(
-    r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://)?"
-    r"(?:(?P<user>[^\s:/?#]*)(?P<password>:[^\s/?#]*)?@)?"
-    r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s/?#@:\[\],]+)(?::(?P<port>[0-9]*))?(?P<path>/[^\s?#]*)?"
-)
 _INBOX_PREFIX = re.compile(r"(?=.{1,200}\Z)[^\s.*>]+(?:\.[^\s.*>]+)*")
-
-
-class Credentials(NamedTuple):
-    """What a client sends to a server: a user and a password, or a token, or nothing of both."""
-
-    user: str | None
-    password: pydantic.SecretStr | None
-    token: pydantic.SecretStr | None
-
-
-class _ServerUrl(NamedTuple):
-    """One server of the setting `url`: its URL without credentials, and the credentials, if there are any, decoded."""
-
-    address: str
-    credentials: Credentials | None
-
-
-def _parse_urls(url: str) -> list[_ServerUrl]:
-    """Return the servers of the setting `url`. Raises ValueError, whose text repeats nothing of `url` but a scheme."""
-    servers: list[_ServerUrl] = []
-    scheme_first = True
-    parts = [part.strip() for part in url.split(",") if part.strip()]
-    for number, part in enumerate(parts, 1):
-        which = f"server {number}: " if len(parts) > 1 else ""
-        found = _SERVER.fullmatch(part)
-        if found is None or not 0 < int(found["port"] or 4222) < 65_536:
-            raise ValueError(
-                f"{which}not a server's URL: write nats://user:password@host:port and separate several by commas; "
-                "encode special characters in user and password: %40 for @, %2C for a comma, %2F for /"
-            )
-        scheme = (found["scheme"] or "nats").lower()
-        if scheme not in SCHEMES:
-            raise ValueError(f"{which}not an address of NATS ({scheme}://): use {'://, '.join(SCHEMES)}://")
-        path = "" if found["path"] in (None, "/") else found["path"]
-        if path and not scheme.startswith("ws"):
-            raise ValueError(f"{which}a server's URL has no path: write {scheme}://host:port")
-        credentials = None
-        if found["user"] is not None:
-            user, password = unquote(found["user"]), found["password"]
-            if password:
-                credentials = Credentials(user, Settings.secret(unquote(password[1:])), None)
-            else:
-                credentials = Credentials(None, None, Settings.secret(user))
-            # an unencoded comma in a password cuts the URL in two, the second part with an @ and without a scheme
-            if servers and (servers[0].credentials is None or (scheme_first and not found["scheme"])):
-                raise ValueError(
-                    f"{which}this URL has credentials and the first URL has none: move them to the first URL. A comma "
-                    "separates URLs: write %2C for a comma in a password"
-                )
-        if not servers:
-            scheme_first = bool(found["scheme"])
-        port = f":{found['port']}" if found["port"] else "" if scheme.startswith("ws") else ":4222"
-        servers.append(_ServerUrl(f"{scheme}://{found['host']}{port}{path}", credentials))
-    return servers
 
 
 def _check_url(url: Any) -> Any:
     if isinstance(url, Settings):
         raise ValueError("is the address of a server: pass settings as settings=")
-    if isinstance(url, str) and not _parse_urls(url):
+    if isinstance(url, str) and not parse_urls(url):
         raise ValueError("is empty: set it to a server's URL, or leave it out to use the directory's embedded server")
     return url
 
@@ -261,15 +201,34 @@ class Settings(pydantic.BaseModel):
         """Wrap a password, so that it is never printed."""
         return pydantic.SecretStr(value)
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return the settings as plain data, with their secrets: for the pipe to another process, and nothing else."""
+        plain: dict[str, Any] = {}
+        for name, value in self:
+            if isinstance(value, pydantic.SecretStr):
+                plain[name] = value.get_secret_value()
+            elif isinstance(value, tuple):
+                plain[name] = list(value)
+            else:
+                plain[name] = str(value.absolute()) if isinstance(value, Path) else value
+        return plain
+
+    @classmethod
+    def of_plain(cls, plain: Mapping[str, Any]) -> Settings:
+        """Return the settings that `to_plain` was called on. Neither the environment nor a file adds to them."""
+        settings = cls.__new__(cls)
+        pydantic.BaseModel.__init__(settings, **plain)
+        return settings
+
     @property
     def servers(self) -> list[str]:
         """The server URLs, without credentials."""
-        return [each.address for each in _parse_urls(self.url or "")]
+        return [each.address for each in parse_urls(self.url or "")]
 
     @property
     def url_credentials(self) -> dict[str, Credentials]:
         """The credentials in `url`, by server as in `servers`. The first are also those of servers without any."""
-        return {each.address: each.credentials for each in _parse_urls(self.url or "") if each.credentials}
+        return {each.address: each.credentials for each in parse_urls(self.url or "") if each.credentials}
 
     def source(self, name: str) -> str:
         """Where a setting was taken from, such as "environment variable NATS_URL"; "default" if nowhere."""
@@ -336,8 +295,14 @@ def _variables() -> dict[str, str]:
     return found
 
 
-def _read_environment() -> dict[str, str]:
-    return {name: os.environ[variable] for name, variable in _variables().items() if name in Settings.model_fields}
+def _read_environment() -> dict[str, str | None]:
+    """Return the settings in the environment. None: an empty variable takes away what the file says."""
+    found: dict[str, str | None] = {}
+    for name, variable in _variables().items():
+        if (field := Settings.model_fields.get(name)) is not None:
+            may_be_none = field.default is None and name not in ("url", "families")  # these are refused if empty
+            found[name] = (os.environ[variable] or None) if may_be_none else os.environ[variable]
+    return found
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -408,3 +408,32 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_type_checkers_know_every_setting_as_an_argument() -> None:
     assert {"url", *SettingsOptions.__annotations__} == set(Settings.model_fields)
+
+
+def test_an_empty_variable_takes_away_what_the_file_says_but_no_address_and_no_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write('creds = "prod.creds"\nuser = "u"\npassword = "p"\ntls_ca = "ca.pem"\nstreams = "more"\n')
+    for name in ("CREDS", "USER", "PASSWORD", "TLS_CA", "STREAMS", "DIRECTORY"):
+        monkeypatch.setenv(f"AIQUEUE_{name}", "")
+    settings = Settings.load()
+    assert {settings.creds, settings.user, settings.password, settings.tls_ca, settings.streams} == {None}
+    assert settings.directory is None
+    for name in ("URL", "FAMILIES", "SIZE"):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"AIQUEUE_{name}", "")
+            assert refusal().startswith(f"environment variable AIQUEUE_{name}: ")
+
+
+def test_settings_pass_as_plain_data_to_a_process_in_which_other_ones_are_stated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings.load(
+        url="nats://u:p@host", password="secret", tls_ca="ca.pem", families=["agent.tasks"], connect_timeout="7s",
+        overlay={"dead": {"stream": {"max_age": "7d"}}}, claim_check="1KiB",
+    )  # fmt: skip
+    plain = json.loads(json.dumps(settings.to_plain()))
+    write('creds = "prod.creds"\nprofile = "cluster"\n')
+    monkeypatch.setenv("AIQUEUE_TOKEN", "other")
+    found = Settings.of_plain(plain)
+    assert found.model_dump() == settings.model_dump() | {"tls_ca": Path("ca.pem").absolute()}

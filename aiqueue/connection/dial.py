@@ -16,8 +16,9 @@ from typing import Any
 import nats.errors as ne
 from nats.aio.client import Server
 
-from ..config import Credentials, Settings
+from ..config import Settings
 from ..errors import AccessDenied, AIQueueError, ServerError, SettingsError, Unavailable
+from ..server_urls import Credentials
 from .faults import error_text, translate
 from .nats_client import PENDING_BYTES, NatsClient, credential_options, to_its_end
 

@@ -13,7 +13,7 @@ from nats.aio.client import Client, Srv
 from nats.protocol.command import sub_cmd, unsub_cmd
 from nats.protocol.parser import PERMISSIONS_ERR
 
-from ..config import Credentials
+from ..server_urls import Credentials
 from .frames import Status, read_headers
 from .parsing import FastParser
 

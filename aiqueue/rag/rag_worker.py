@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..client import Client, check_client, connect
+from ..config import Settings
 from ..errors import AIQueueError, BadInput
-from ..worker import Lifespan, Responder, Session, Worker, drain_both, settings_to_plain
+from ..worker import Lifespan, Responder, Session, Worker, drain_both
 from . import bindings, config_file, status
 from .config import RagConfig
 from .failures import RETRY
@@ -181,7 +182,7 @@ class RagWorker(Worker):
         if (self._embedder is not None or self._store is not None) and not name:
             return None
         path = None if self._path is None else str(self._path.absolute())
-        return functools.partial(lend_to_child, settings_to_plain(client.settings), path, name)
+        return functools.partial(lend_to_child, client.settings.to_plain(), path, name)
 
 
 @asynccontextmanager
@@ -196,7 +197,7 @@ async def lend_to_child(settings: Mapping[str, Any], path: str | None, name: str
         made: RagWorker = getattr(importlib.import_module(module), attribute)
     else:
         made = RagWorker(None if path is None else Path(path), concurrency=1)
-    async with connect(**settings) as client:
+    async with connect(settings=Settings.of_plain(settings)) as client:
         runtime = await made.open_runtime(client, await asyncio.to_thread(made.load, client))
         try:
             yield runtime

@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pydantic
-
 from ..client import Client, check_client, connect
 from ..config import Settings
 from ..errors import BadInput
+from ..job import MakeHeaders
 from ..topology import Topology
 from ..units import Duration, parse_duration, texts
 
@@ -24,7 +23,11 @@ _opened: weakref.WeakSet[Client] = weakref.WeakSet()
 
 @asynccontextmanager
 async def client(
-    settings: Settings, *, families: Collection[str] | None = None, ack_wait: Duration | None = None
+    settings: Settings,
+    *,
+    families: Collection[str] | None = None,
+    ack_wait: Duration | None = None,
+    headers: MakeHeaders | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client, and create the streams on its account: ``async with testing.client(aiqueue_settings) as client``.
 
@@ -33,6 +36,7 @@ async def client(
       their streams are created, and those that all families share, which takes less time. None: those of the settings.
     - `ack_wait`: how long after the death of a worker its jobs are delivered again, at least 1 second; the setting
       `overlay` of each family. None: as the stream files say, mostly 30 seconds.
+    - `headers`: the function of ``connect(headers=...)``. None: none.
 
     A second client of the same settings in a test finds the streams of the first. Raises BadInput for wrong arguments,
     TopologyError for a family that no file declares, Unavailable, and Conflict for a stream that is there with another
@@ -46,7 +50,7 @@ async def client(
         settings = settings.with_arguments(families=texts("families", families))
     if ack_wait is not None:
         settings = _with_ack_wait(settings, parse_duration("ack_wait", ack_wait))
-    opened = connect(settings=settings)
+    opened = connect(settings=settings, headers=headers)
     async with opened:
         await create_streams(opened)
         _opened.add(opened)
@@ -87,10 +91,18 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def _variables(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield what differs from the default, and what a file or the environment states: the test's value is another."""
+    plain = settings.to_plain()
     for name, field in Settings.model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, pydantic.SecretStr):
-            value = value.get_secret_value()
-        if value is not None and value != field.default:
-            text = ",".join(value) if name == "families" else json.dumps(value) if name == "overlay" else str(value)
-            yield f"AIQUEUE_{name.upper()}", text
+        value = plain[name]
+        if getattr(settings, name) == field.default and settings.source(name) == "default":
+            continue
+        if value is None and name == "url":
+            continue  # no variable says that there is no address
+        if name == "families":
+            text = ",".join(value or ("default",))
+        elif name == "overlay":
+            text = json.dumps(value)
+        else:
+            text = "" if value is None else str(value)
+        yield f"AIQUEUE_{name.upper()}", text

@@ -10,17 +10,18 @@ import sys
 
 from ..client import connect
 from ..config import Settings
+from ..job import MakeHeaders
 from ..processes import find_object
 from ..worker import Worker, deaths
 
 READY = "ready"
 
 
-async def run(settings: Settings, worker: Worker) -> None:
+async def run(settings: Settings, headers: MakeHeaders | None, worker: Worker) -> None:
     """Run the worker until SIGTERM."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with connect(settings=settings) as client, worker.running(client):
+    async with connect(settings=settings, headers=headers) as client, worker.running(client):
         print(READY, flush=True)  # noqa: T201
         os.dup2(2, 1)  # what handlers print
         await stopped.wait()
@@ -32,7 +33,8 @@ def main() -> None:
     worker = find_object(given["worker"])
     if given["die_at"]:
         deaths.die_at(given["die_at"])
-    asyncio.run(run(Settings(**given["settings"]), worker))
+    headers = find_object(given["headers"]) if given["headers"] else None
+    asyncio.run(run(Settings.of_plain(given["settings"]), headers, worker))
 
 
 if __name__ == "__main__":

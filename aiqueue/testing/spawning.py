@@ -13,11 +13,10 @@ import tempfile
 from types import TracebackType
 from typing import IO, Any, Self
 
-import pydantic
-
 from ..client import Client, check_client
 from ..config import Settings
 from ..errors import BadInput
+from ..processes import refer_to
 from ..server import supervisor
 from ..units import Duration, parse_duration
 from ..worker import Worker, deaths
@@ -44,20 +43,28 @@ def spawn(client: Client, worker: Worker | str, *, die_at: deaths.DeathPoint | N
       (its result or dead letter is stored, and it is not acknowledged). None: nowhere.
 
     A dead worker's job is delivered again when its lease is over: `ack_wait` of `aiqueue.testing.client` shortens that.
-    Raises BadInput for wrong arguments, and for a worker that no module has.
+    Raises BadInput for wrong arguments, and for a worker, or a function `headers` of the client, that no module has.
     """
     check_client(client)
     if die_at is not None and die_at not in deaths.DEATH_POINTS:
         raise BadInput(f"die_at must be one of {', '.join(deaths.DEATH_POINTS)}, or None, not {die_at!r}")
-    return SpawnedWorker(client.settings, _name_of(worker), die_at)
+    make_headers = "" if client.make_headers is None else refer_to(client.make_headers)
+    if client.make_headers is not None and (not make_headers or make_headers.startswith("__main__:")):
+        raise BadInput("testing.spawn: headers= of the client must be a function at the top level of a module")
+    return SpawnedWorker(client.settings, _name_of(worker), die_at, make_headers)
 
 
 class SpawnedWorker:
     """A worker in a process of its own, from the beginning of an ``async with`` block to its end. See `spawn`."""
 
-    def __init__(self, settings: Settings, worker: str, die_at: deaths.DeathPoint | None) -> None:
+    def __init__(
+        self, settings: Settings, worker: str, die_at: deaths.DeathPoint | None, make_headers: str = ""
+    ) -> None:
+        """`make_headers`: the name of the function of ``connect(headers=...)``. "": none."""
         self.worker = worker
-        self._given = {"settings": _to_json(settings), "worker": worker, "die_at": die_at}
+        self._given = {
+            "settings": settings.to_plain(), "headers": make_headers, "worker": worker, "die_at": die_at,
+        }  # fmt: skip
         self._die_at = die_at
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
@@ -164,14 +171,3 @@ def _name_of(worker: Any) -> str:
                 if value is worker:
                     return f"{module}:{name}"
     raise BadInput("testing.spawn: no module has this worker at its top level, where another process can import it")
-
-
-def _to_json(settings: Settings) -> dict[str, Any]:
-    """Return settings as JSON, with their secrets."""
-    data = settings.model_dump()
-    for name, value in data.items():
-        if isinstance(value, pydantic.SecretStr):
-            data[name] = value.get_secret_value()
-        elif isinstance(value, os.PathLike):
-            data[name] = str(value)
-    return data

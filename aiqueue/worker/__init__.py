@@ -7,7 +7,7 @@ This room is above the client. It may not know agents or the command line.
 from __future__ import annotations
 
 from . import deaths
-from .lifespan import Lifespan, settings_to_plain
+from .lifespan import Lifespan
 from .rehearsal import SettledAttempt, rehearsing
 from .responder import WAIT_MAX_S, Request, Responder
 from .session import Session
@@ -25,5 +25,4 @@ __all__ = [
     "deaths",
     "drain_both",
     "rehearsing",
-    "settings_to_plain",
 ]  # fmt: skip

@@ -6,10 +6,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any
-
-from pydantic import SecretStr
 
 from ..attempt import Handler
 from ..client import Client, connect
@@ -54,23 +51,15 @@ def lifespan_of_children(
     if not found:
         return lifespan  # type: ignore[no-any-return]
     make_headers = "" if client.make_headers is None else refer_to(client.make_headers)
-    return functools.partial(enter_with_client, settings_to_plain(client.settings), make_headers, found)
+    return functools.partial(enter_with_client, client.settings.to_plain(), make_headers, found)
 
 
 @asynccontextmanager
 async def enter_with_client(settings: Mapping[str, Any], make_headers: str, lifespan: str) -> AsyncIterator[Any]:
     """Enter a lifespan in a child process, with a client of that process. Both functions are given by their names."""
     headers = find_object(make_headers) if make_headers else None
-    async with connect(**settings, headers=headers) as client, find_object(lifespan)(client) as state:
+    async with (
+        connect(settings=Settings.of_plain(settings), headers=headers) as client,
+        find_object(lifespan)(client) as state,
+    ):
         yield state
-
-
-def settings_to_plain(settings: Settings) -> dict[str, Any]:
-    """Return settings as plain data, with their secrets: for the pipe to a child, and nothing else."""
-    plain: dict[str, Any] = {}
-    for name, value in settings:
-        if isinstance(value, SecretStr):
-            plain[name] = value.get_secret_value()
-        elif value is not None:
-            plain[name] = str(value.absolute()) if isinstance(value, Path) else value
-    return plain

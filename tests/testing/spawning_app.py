@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiqueue
 
@@ -19,7 +21,24 @@ class Refused(aiqueue.Message, kind="spawn.refused"):
     log: str
 
 
-worker = aiqueue.Worker()
+class Told(aiqueue.Message, kind="spawn.told"):
+    pass
+
+
+class Child(aiqueue.Message, kind="spawn.child"):
+    pass
+
+
+def trace(message: aiqueue.Message) -> dict[str, str]:
+    return {"X-Kind": message.aiq_kind}
+
+
+@asynccontextmanager
+async def lifespan(client: aiqueue.Client) -> AsyncIterator[aiqueue.Settings]:
+    yield client.settings
+
+
+worker = aiqueue.Worker(lifespan=lifespan)
 
 
 def note(log: str) -> None:
@@ -44,3 +63,16 @@ def unkept(job: aiqueue.Job[Unkept]) -> None:
 async def refused(job: aiqueue.Job[Refused]) -> None:
     note(job.message.log)
     raise aiqueue.Reject("never")
+
+
+@worker.handle(Told)
+async def told(job: aiqueue.Job[Told, aiqueue.Settings]) -> list[object]:
+    """Return the settings of the worker, and what the function of its client has made for a child."""
+    (header,) = await job.gather([("child", Child())])
+    settings = job.state
+    return [settings.creds, settings.profile, settings.claim_check, header]
+
+
+@worker.handle(Child)
+async def child(job: aiqueue.Job[Child]) -> str | None:
+    return job.headers.get("X-Kind")

@@ -145,6 +145,14 @@ def test_neither_the_environment_nor_a_file_leads_to_another_server(run_pytest: 
             assert (found.servers, found.user) == (aiqueue_settings.servers, aiqueue_settings.user)
             assert (found.size, found.families) == ("small", ("agent.tasks", "agent.memory"))
             assert found.overlay == {"dead": {"stream": {"max_age": "7d"}}}
+            assert found.model_dump() == aiqueue_settings.model_dump()  # no credentials, and one replica
+            changed = {"size": "medium", "families": None, "overlay": {}, "claim_check": 256 * 1024}
+            defaults = aiqueue_settings.model_copy(update=changed)  # whatever the file says
+            for each in testing.environment(defaults).items():
+                monkeypatch.setenv(*each)
+            found = aiqueue.Settings.load()
+            assert found.families == ("default",)
+            assert found.model_dump() | {"families": None} == defaults.model_dump()
         """,
         AIQUEUE_CONTEXT="prod", NATS_URL="nats://prod:4222", AIQUEUE_TOKEN="secret",
     )  # fmt: skip

@@ -15,7 +15,7 @@ from aiqueue.testing.server import settings_of_account
 
 from ..support import Account, eventually
 from . import spawning_app
-from .spawning_app import Pay, Refused, Unkept
+from .spawning_app import Pay, Refused, Told, Unkept
 
 
 @pytest.fixture
@@ -67,6 +67,22 @@ async def test_a_worker_that_is_to_die_nowhere_runs_jobs_until_it_is_stopped(
         assert spawned.exit_code == 0
         with pytest.raises(AssertionError, match="ended with exit code 0"):
             await spawned.died()
+
+
+async def test_a_spawned_worker_has_the_client_s_settings_and_headers_and_none_of_the_file(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "aiqueue.toml").write_text('creds = "prod.creds"\nprofile = "cluster"\nclaim_check = "1KiB"\n')
+    monkeypatch.chdir(tmp_path)
+    settings = settings_of_account(account)
+    make, worker = spawning_app.trace, spawning_app.worker
+    async with testing.client(settings, families=["agent.tasks"], headers=make) as client:
+        handle = await client.enqueue(Told(), tenant="acme")
+        async with testing.spawn(client, worker) as spawned:
+            assert await handle.result(timeout=20) == [None, "single", 1024, "spawn.child"], spawned.output
+    async with testing.client(settings, families=["agent.tasks"], headers=lambda message: {}) as client:
+        with pytest.raises(BadInput, match="headers= of the client must be a function at the top level of a module"):
+            testing.spawn(client, worker)
 
 
 async def test_wrong_use_says_in_one_line_what_to_do(client: aiqueue.Client) -> None:

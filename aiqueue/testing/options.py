@@ -15,7 +15,8 @@ from ..topology import Topology
 from ..units import Deadline, Duration, parse_duration, whole_number
 
 ATTEMPT_MAX = 1_000_000
-VARIABLES = ("AIQUEUE_STREAMS", "AIQUEUE_PROFILE", "AIQUEUE_SIZE", "AIQUEUE_FAMILIES")  # which families there are
+# which families there are, and what they are like
+VARIABLES = ("AIQUEUE_STREAMS", "AIQUEUE_PROFILE", "AIQUEUE_SIZE", "AIQUEUE_FAMILIES", "AIQUEUE_OVERLAY")
 
 _topologies: dict[tuple[object, ...], Topology] = {}
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fastapi import Request, Response
@@ -20,12 +20,13 @@ from starlette.routing import Mount, Route
 
 import aiqueue
 from aiqueue import starlette as plain
-from aiqueue.errors import BadInput, Unavailable
+from aiqueue.errors import BadInput, JobGone, Unavailable
+from aiqueue.journal import StreamItem
 
 from .. import support
 from ..gateway.front.fronts import parse_events
 from ..support import Account, Eventually, NatsProcess
-from .apps import Count, Served, fastapi_app, serving, worker
+from .apps import Count, HeaderUsers, Served, fastapi_app, serving, worker
 
 
 async def whose(request: Request) -> Response:
@@ -43,10 +44,13 @@ async def ask(served: Served, path: str = "/") -> tuple[int, Any]:
         return answer.status, await answer.json()
 
 
-async def test_a_service_of_one_tenant_says_so_once(queue: aiqueue.Client) -> None:
+async def test_a_service_of_one_tenant_says_so_once(queue: aiqueue.Client, caplog: pytest.LogCaptureFixture) -> None:
     app = bare(lifespan=plain.lifespan(queue, tenant="shop"))
     async with serving(app, "") as served:
         assert await ask(served) == (200, "shop")
+    async with serving(HeaderUsers(app), "acme") as served:  # type: ignore[arg-type]
+        assert (await served.http.get("/")).status == 500
+    assert "the lifespan has one tenant for all requests: leave out its tenant=" in caplog.text
     with pytest.raises(BadInput, match="tenant"):
         plain.lifespan(tenant="a b")
     with pytest.raises(BadInput, match="open client"):
@@ -129,6 +133,52 @@ async def test_a_stream_needs_no_lifespan_but_a_handle(queue: aiqueue.Client) ->
     app = Starlette(routes=[Route("/", events)])
     async with worker.running(queue), serving(app, "") as served, served.http.get("/") as answer:
         assert [each.data for each in parse_events(await answer.text())][-1] == "3"
+
+
+async def test_a_stream_with_details_has_the_texts_of_exceptions(queue: aiqueue.Client) -> None:
+    handle = await queue.enqueue(Count(ends="fail"), tenant="acme")
+
+    async def events(request: Request) -> Response:
+        return plain.sse(handle, details=True)
+
+    app = Starlette(routes=[Route("/", events)])
+    async with worker.running(queue), serving(app, "") as served, served.http.get("/") as answer:
+        failed = json.loads(parse_events(await answer.text())[-1].data)
+    assert "password=hunter2 is wrong" in failed["error"]
+    assert "Traceback" in json.dumps(failed) or "raise RuntimeError" in json.dumps(failed)
+
+
+@pytest.mark.parametrize(
+    "error", [JobGone("x"), ValueError("secret"), Unavailable("no server")], ids=lambda error: type(error).__name__
+)
+async def test_a_stream_that_fails_after_its_status_ends_with_a_problem_or_else_the_browser_comes_back(
+    queue: aiqueue.Client, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing:
+        id = "x"
+
+        async def stream_batches(self, *, after: str | None) -> AsyncIterator[list[StreamItem]]:
+            yield [StreamItem("chunk", "first", attempt=1, run=1, time=0.0, cursor="1")]
+            raise error
+
+    async def events(request: Request) -> Response:
+        return plain.sse(cast("Any", Failing()))
+
+    async with serving(Starlette(routes=[Route("/", events)]), "") as served, served.http.get("/") as answer:
+        assert answer.status == 200
+        found = [each for each in parse_events(await answer.text()) if each.data]
+    assert found[0].data == '"first"'
+    assert "secret" not in str(found)
+    if isinstance(error, Unavailable):
+        assert len(found) == 1
+    else:
+        problem = json.loads(found[1].data)
+        assert (found[1].name, found[1].id, problem["status"]) == (
+            "problem",
+            "",
+            410 if isinstance(error, JobGone) else 500,
+        )
+    assert str(error) in caplog.text
 
 
 async def test_streams_end_when_the_server_is_told_to_stop(queue: aiqueue.Client) -> None:

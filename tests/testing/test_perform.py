@@ -164,6 +164,9 @@ async def test_families_are_those_of_the_directory_or_of_the_settings(
     (tmp_path / "aiqueue.toml").write_text('streams = "streams"\n')
     monkeypatch.chdir(tmp_path)
     assert (await testing.perform(small, Small())).result == "small.jobs"
+    monkeypatch.setenv("AIQUEUE_OVERLAY", '"small.jobs".family.priorities = ["normal", "low"]')
+    with pytest.raises(BadInput, match="has no priority 'high': use one of normal, low"):
+        await testing.perform(small, Small(), priority="high")
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

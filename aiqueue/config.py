@@ -149,7 +149,7 @@ class Settings(pydantic.BaseModel):
 
     Set it if the user may subscribe only to its own prefix."""
     name: str = "aiqueue"
-    """Name of the connection in the server's monitoring."""
+    """Name of the connection in the server's monitoring, and of the service in the stamps of `apply`."""
     connect_timeout: Duration = 5.0
     """Timeout of the first connection, in seconds. A lost connection is re-established without a time limit."""
     ping_interval: Duration = 2.0

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from .child import refuse_while_loading
 from .forks import reset_signals_at_fork
 from .pool import Processes
-from .recipe import Recipe, find_global, find_object, refer_to
+from .recipe import Recipe, find_global, find_object, find_reference, refer_to
 
 if TYPE_CHECKING:
     from .quarantine import Quarantine, Suspect
 
 __all__ = [
-    "Processes", "Quarantine", "Recipe", "Suspect", "find_global", "find_object", "refer_to", "refuse_while_loading",
-    "reset_signals_at_fork",
+    "Processes", "Quarantine", "Recipe", "Suspect", "find_global", "find_object", "find_reference", "refer_to",
+    "refuse_while_loading", "reset_signals_at_fork",
 ]  # fmt: skip
 
 

@@ -92,6 +92,18 @@ def find_global(worker: object, handlers: Iterable[Handler]) -> str:
     return ""
 
 
+def find_reference(thing: object) -> str:
+    """Return ``module:name`` of a global that is this object, in any module that another process can import. "": none
+    is.
+    """
+    for module, found in list(sys.modules.items()):
+        if module != "__main__":
+            for name, value in list(getattr(found, "__dict__", {}).items()):
+                if value is thing:
+                    return f"{module}:{name}"
+    return ""
+
+
 def refer_to(thing: object) -> str:
     """Return ``module:qualified.name`` if that names this very object. "": it does not, as for closures and lambdas."""
     module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 import logging
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any, Final
 from ..client import Client, check_client, connect
 from ..config import Settings
 from ..errors import AIQueueError, BadInput
+from ..processes import find_object, find_reference
 from ..worker import Lifespan, Responder, Session, Worker, drain_both
 from . import bindings, config_file, status
 from .config import RagConfig
@@ -178,7 +177,7 @@ class RagWorker(Worker):
 
     def _lifespan_of_children(self, client: Client) -> Lifespan | None:
         """Return how a child opens what its job needs. None: parts of the user's own, and no name to find them by."""
-        name = _name_of(self) if self._embedder is not None or self._store is not None else ""
+        name = find_reference(self) if self._embedder is not None or self._store is not None else ""
         if (self._embedder is not None or self._store is not None) and not name:
             return None
         path = None if self._path is None else str(self._path.absolute())
@@ -193,8 +192,7 @@ async def lend_to_child(settings: Mapping[str, Any], path: str | None, name: str
     embedder or a store of the user's own.
     """
     if name:
-        module, _, attribute = name.partition(":")
-        made: RagWorker = getattr(importlib.import_module(module), attribute)
+        made: RagWorker = find_object(name)
     else:
         made = RagWorker(None if path is None else Path(path), concurrency=1)
     async with connect(settings=Settings.of_plain(settings)) as client:
@@ -203,16 +201,6 @@ async def lend_to_child(settings: Mapping[str, Any], path: str | None, name: str
             yield runtime
         finally:
             await runtime.close()
-
-
-def _name_of(worker: RagWorker) -> str:
-    """Return ``module:name`` of a worker that is a global of a module which a child can import. "": there is none."""
-    for module, found in list(sys.modules.items()):
-        if module != "__main__":
-            for name, value in list(getattr(found, "__dict__", {}).items()):
-                if value is worker:
-                    return f"{module}:{name}"
-    return ""
 
 
 worker = RagWorker()

@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 from ..client import Client, check_client
 from ..config import Settings
 from ..errors import BadInput
-from ..processes import refer_to
+from ..processes import find_reference, refer_to
 from ..server import supervisor
 from ..units import Duration, parse_duration
 from ..worker import Worker, deaths
@@ -165,9 +165,6 @@ def _name_of(worker: Any) -> str:
         return worker
     if not isinstance(worker, Worker):
         raise BadInput(f'testing.spawn needs a Worker or its name, such as "app:worker", not {type(worker).__name__}')
-    for module, found in list(sys.modules.items()):
-        if module != "__main__":
-            for name, value in list(getattr(found, "__dict__", {}).items()):
-                if value is worker:
-                    return f"{module}:{name}"
-    raise BadInput("testing.spawn: no module has this worker at its top level, where another process can import it")
+    if not (reference := find_reference(worker)):
+        raise BadInput("testing.spawn: no module has this worker at its top level, where another process can import it")
+    return reference

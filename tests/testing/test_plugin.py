@@ -189,6 +189,10 @@ def test_what_a_killed_run_has_left_in_memory_is_deleted_and_what_another_run_us
             assert first.parent.exists()
             assert second != first
     assert [each.name for each in tmp_path.iterdir()] == [f"{server.IN_MEMORY}being-made"]
+    with monkeypatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path))
+        with server.directory_in_memory(tmp_path / "disk") as directory:
+            assert directory == tmp_path / "disk"
     monkeypatch.setattr(server, "MEMORY_MIN", 2**60)
     with server.directory_in_memory(tmp_path / "disk") as directory:
         assert directory == tmp_path / "disk"

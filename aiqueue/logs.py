@@ -89,7 +89,7 @@ class JsonFormatter(logging.Formatter):
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
         fields: dict[str, Any] = {
             "time": f"{stamp}.{int(part * 1000):03d}Z", "level": record.levelname, "logger": record.name,
-            "message": record.getMessage(), "process": record.process,
+            "message": _message_of(record), "process": record.process,
         }  # fmt: skip
         fields |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
         if record.exc_info and record.exc_info[0] is not None:
@@ -104,7 +104,8 @@ class JsonFormatter(logging.Formatter):
         try:
             return json.dumps(fields, default=_as_text, allow_nan=False)
         except (ValueError, TypeError, RecursionError):  # NaN, a key that is no text, a value that contains itself
-            return json.dumps({name: value if _is_plain(value) else _as_text(value) for name, value in fields.items()})
+            plain = {name: value if _is_plain(value) else _as_text(value) for name, value in fields.items()}
+            return json.dumps({str(name): value for name, value in plain.items()})
 
 
 def set_up(level: str, form: LogFormat = "text", *, with_process: bool = False) -> bool:
@@ -148,8 +149,16 @@ def _parent_of(job: LoggedJob) -> str | None:
     return None if parent is None else parent.job_id
 
 
+def _message_of(record: logging.LogRecord) -> str:
+    """Return a record's message. One whose arguments do not fit is its format: its error would be no line of JSON."""
+    try:
+        return record.getMessage()
+    except Exception as error:  # noqa: BLE001  (a value of the application's may raise anything)
+        return f"{_as_text(record.msg)} (its arguments do not fit: {type(error).__name__}: {_as_text(error)})"
+
+
 def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, str | bool | int)
+    return value is None or isinstance(value, str | bool) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _as_text(value: Any) -> str:

@@ -177,6 +177,41 @@ def test_a_line_of_json_has_text_for_what_json_cannot_say(value: object) -> None
     assert "value" in found
 
 
+class Silent:
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({(1, 2): 3}, {"(1, 2)": 3}),
+        ({"big": 10**5_000}, {"big": "<int: ValueError>"}),
+        ({"nan": float("nan"), "big": 2**64}, {"nan": "nan", "big": str(2**64)}),
+        ({"silent": Silent()}, {"silent": "<Silent: ValueError>"}),
+    ],
+)
+def test_no_extra_of_an_application_loses_a_line_of_json(extra: dict[Any, Any], said: dict[str, Any]) -> None:
+    record = make()
+    record.__dict__.update(extra)
+    found = json.loads(logs.JsonFormatter().format(record))
+    assert {name: found[name] for name in said} == said
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments", "said"),
+    [
+        ("%d jobs", ("no",), "%d jobs (its arguments do not fit: TypeError: %d format: a real number is required"),
+        ("a %s", (Silent(),), "a %s (its arguments do not fit: ValueError: no text)"),
+        (Silent(), (), "<Silent: ValueError> (its arguments do not fit: ValueError: no text)"),
+    ],
+)
+def test_a_message_that_cannot_be_formatted_is_a_line_of_json(message: Any, arguments: Any, said: str) -> None:
+    record = make()
+    record.msg, record.args = message, arguments
+    assert json.loads(logs.JsonFormatter().format(record))["message"].startswith(said)
+
+
 @given(st.text(), st.dictionaries(st.text(), st.none() | st.floats() | st.text() | st.binary() | st.integers()))
 def test_any_message_is_one_line_of_json(message: str, extra: dict[str, Any]) -> None:
     record = logging.LogRecord("shop", logging.INFO, "f.py", 1, message, None, None)

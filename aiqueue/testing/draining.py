@@ -80,7 +80,13 @@ async def drain(client: Client, worker: Worker, *, delayed: bool = False, within
     async with AsyncExitStack() as stack:
         with rehearsing(note):
             session = await stack.enter_async_context(worker.running(client))
-        await _Drain(client, worker, session, attempts, changed).run(within_s, takes_delayed=takes_delayed)
+        try:
+            await _Drain(client, worker, session, attempts, changed).run(within_s, takes_delayed=takes_delayed)
+        except BaseException:  # handlers that still run are cancelled: nobody waits for them any more
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await session.drain()
+            raise
     return Drained(tuple(attempts))
 
 

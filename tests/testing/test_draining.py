@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -226,6 +227,24 @@ async def test_a_drain_that_does_not_end_says_what_is_left(client: aiqueue.Clien
     with pytest.raises(AssertionError, match=r"testing\.drain: not done within 0\.2 s, after \d+ attempts: ") as told:
         await testing.drain(client, stuck, within="200ms")
     assert "\n" not in str(told.value)
+
+
+async def test_a_drain_that_does_not_end_waits_for_no_handler(client: aiqueue.Client) -> None:
+    stuck, ended = aiqueue.Worker(drain_timeout="20s"), asyncio.Event()
+
+    @stuck.handle(Ask)
+    async def hang(job: aiqueue.Job[Ask]) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    await client.enqueue(Ask(), tenant="acme")
+    began = time.monotonic()
+    with pytest.raises(AssertionError, match=r"not done within 0\.2 s, after 0 attempts: handlers that still run"):
+        await testing.drain(client, stuck, within="200ms")
+    assert ended.is_set()
+    assert time.monotonic() - began < 10
 
 
 async def test_a_client_that_is_not_of_a_test_is_refused(account: Account, worker: aiqueue.Worker) -> None:

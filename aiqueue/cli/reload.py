@@ -36,7 +36,7 @@ class Reloader:
         self._stop = threading.Event()
 
     def run(self) -> int:
-        """Run until SIGINT or SIGTERM. Return the worker's exit code; 0 if there is no worker at that time.
+        """Run until SIGINT or SIGTERM. Return the worker's exit code; 0 if there is no worker by then, or it only starts.
 
         An embedded server is kept running between two workers. Raises EmbeddedError, SettingsError.
         """
@@ -54,7 +54,8 @@ class Reloader:
                 if changes:
                     output.print_notice(f"reload: {self._name(path for _, path in changes)} changed")
                     self._end()
-                    self._start()
+                    if not self._stop.is_set():
+                        self._start()
         finally:
             code = self._end()
             if held is not None:
@@ -81,7 +82,8 @@ class Reloader:
             process.kill()
             code = process.wait()
         self._slot.clear()
-        return code
+        # Before it works, and after its drain, when Python has given the signals back, it ends by the signal itself.
+        return 0 if code == -signal.SIGTERM else code
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if self._stop.is_set() and self._slot.process is not None:
@@ -100,3 +102,8 @@ class _SourceFilter(watchfiles.PythonFilter):
 
     def __init__(self) -> None:
         super().__init__(extra_extensions=(".toml",))
+
+    def __call__(self, change: watchfiles.Change, path: str) -> bool:
+        return super().__call__(change, path) and not any(
+            (parent / "pyvenv.cfg").exists() for parent in Path(path).parents
+        )

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import watchfiles
 
 import aiqueue
+from aiqueue.cli.reload import _SourceFilter
 
 from .. import forks
 from ..support import Account, whole_lines
@@ -180,6 +182,23 @@ async def test_a_killed_reloader_takes_its_worker_with_it(
                 os.kill(worker, 0)
                 await asyncio.sleep(0.02)
             raise AssertionError(f"process {worker} goes on")
+
+
+async def test_a_reloader_that_is_stopped_while_its_worker_starts_has_not_failed(place: Path, account: Account) -> None:
+    (place / "app.py").write_text("import sys, time\nprint('starting', file=sys.stderr, flush=True)\ntime.sleep(60)")
+    with working(place, account, "--reload") as work:
+        await work.says("starting")
+        assert work.end() == 0
+
+
+def test_reload_watches_sources_and_no_environments(tmp_path: Path) -> None:
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "pyvenv.cfg").touch()
+    watched = {
+        name: _SourceFilter()(watchfiles.Change.modified, str(tmp_path / name))
+        for name in ("app.py", "aiqueue.toml", "shop/a.py", "notes.md", "env/lib/x.py", ".venv/x.py", ".aiqueue/x.py")
+    }
+    assert [name for name in watched if watched[name]] == ["app.py", "aiqueue.toml", "shop/a.py"]
 
 
 @pytest.mark.parametrize("option", ["--processes=2", "--health-file=h"])

@@ -252,22 +252,15 @@ class Worker(Generic[S]):
             self._handlers[key] = replace(handler, arounds=self.arounds)
         return function
 
-    @overload
-    def schedule(
-        self, when: When, message: Message[Any], *, tenant: str, **options: Unpack[DeclareOptions]
-    ) -> None: ...
-    @overload
-    def schedule(
-        self, when: When, message: None = None, *, tenant: str, **options: Unpack[DeclareOptions]
-    ) -> Callable[[F], F]: ...
     def schedule(
         self, when: When, message: Message[Any] | None = None, *, tenant: str, **options: Unpack[DeclareOptions]
-    ) -> Callable[[F], F] | None:
+    ) -> Callable[[F], F]:
         """Declare a schedule, which is stored when this worker starts: each of its ticks has one job of `tenant`.
 
-        The jobs have the `message`. Without one this is a decorator. Above ``@worker.handle(Report)``, the message is
-        ``Report()``. Above a function that takes a `Tick` and returns a message, plain or async, the function makes the
-        message of each tick, on the event loop of any worker with this owner.
+        The jobs have the `message`; the call stands alone, or above a handler, which it leaves as it is.
+        Without a message this is a decorator. Above ``@worker.handle(Report)``, the message is ``Report()``. Above a
+        function that takes a `Tick` and returns a message, plain or async, the function makes the message of each tick,
+        on the event loop of any worker with this owner.
         - `when`: a cron line, "0 6 * * mon-fri", in the time zone `tz` (default "UTC"); an interval, "90s"; a Calendar,
           a Once, or any other Recurrence. `start`, `end`, `jitter`: as of a Recurrence.
         - `id`: a token of up to 64 characters, once in a tenant. Default: the function's name.
@@ -283,10 +276,12 @@ class Worker(Generic[S]):
         recurrence, rest = self._schedules.parse(when, tenant, options)
         if message is not None:
             self._schedules.add_message(recurrence, message, tenant, rest)
-            return None
 
         def add(function: F) -> F:
-            self._schedules.add_function(recurrence, function, self._handlers, tenant, rest)
+            if message is None:
+                self._schedules.add_function(recurrence, function, self._handlers, tenant, rest)
+            elif all(each.function is not function for each in self.handlers):
+                raise BadInput("a schedule of a message stands alone, or above the @worker.handle of its handler")
             return function
 
         return add

@@ -151,7 +151,25 @@ def test_when_is_a_line_an_interval_or_a_recurrence(when: Any, options: Any, exp
     assert (declared.recurrence.describe(), declared.recurrence) == (expected.describe(), expected)
 
 
+def test_a_schedule_of_a_message_may_stand_above_its_handler_which_stays_as_it_is() -> None:
+    worker = aiqueue.Worker(owner="billing")
+
+    async def needy(job: aiqueue.Job[Needy]) -> None: ...
+
+    stacked = worker.schedule("90s", Needy(text="x"), tenant="acme", id="x")(worker.handle(Needy)(needy))
+    assert stacked is needy
+    assert list(worker._schedules._specs) == [("acme", "x")]
+
+
 # -- refused
+
+
+def test_a_schedule_of_a_message_above_a_function_that_is_no_handler_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"^a schedule of a message stands alone, or above the @worker\.handle of its"):
+
+        @make_worker().schedule("90s", Task(), tenant="acme", id="x")
+        def task_of_the_day(tick: Tick) -> Task:
+            return Task()
 
 
 def annotated_otherwise(tick: Tick) -> int:

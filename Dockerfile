@@ -7,7 +7,7 @@
 #
 #   FROM aiqueue
 #   USER 0
-#   COPY requirements.txt app.py ./
+#   COPY requirements.txt aiqueue.toml app.py ./
 #   RUN pip install --no-cache-dir -r requirements.txt
 #   USER 10001:10001
 #   CMD ["work", "app:worker"]

@@ -299,9 +299,13 @@ class ChildSlot:
 
 
 class Processes:
-    """The child pool for handlers registered with ``process=True``: at most `size` children, reused and replaced."""
+    """The child pool for handlers registered with ``process=True``: at most `size` children, reused and replaced.
 
-    def __init__(self, recipe: Recipe, size: int) -> None:
+    With `late`, the first child is started for the first job, and a job whose handler it does not find fails.
+    """
+
+    def __init__(self, recipe: Recipe, size: int, *, late: bool = False) -> None:
+        self._late = late
         self._recipe = recipe
         self._process_handlers = [each for each in recipe.handlers.values() if each.process]
         self._slots = [ChildSlot(recipe) for _ in range(size)]
@@ -309,23 +313,22 @@ class Processes:
         self._capacity = asyncio.Semaphore(size)
 
     async def __aenter__(self) -> Self:
-        """If there are such handlers, start one child, to learn whether it finds them all. Raises BadInput."""
+        """If there are such handlers, start one child, to learn whether it finds them all. Raises BadInput.
+
+        With `late`, no child is started.
+        """
         for handler in self._process_handlers:
             problem = self._recipe.find_problem(handler)
             if problem:
                 raise BadInput(f"the handler of {handler.what} cannot run with process=True: {problem}")
-        if self._process_handlers:
+        if self._process_handlers and not self._late:
             try:
                 child = await self._free[-1].get_child()
             except ChildNotStarted as error:
                 raise BadInput(f"no child process for handlers with process=True: {error}") from None
-            for family, kind, problem in child.missing:
-                handler = self._recipe.handlers[family, kind]
-                if handler.process:
-                    await self._free[-1].end_child()
-                    raise BadInput(
-                        f"the handler of {handler.what} cannot run with process=True: a child process reports {problem}"
-                    )
+            for problem in filter(None, (_find_missing(child, each) for each in self._process_handlers)):
+                await self._free[-1].end_child()
+                raise BadInput(problem)
         return self
 
     async def __aexit__(
@@ -348,6 +351,8 @@ class Processes:
         async with self._capacity:
             slot = self._free.pop()
             try:
+                if self._late and (problem := _find_missing(await slot.get_child(), handler)):
+                    return Raised(problem, "")
                 return await run_in_slot(slot, raw, number, handler, progress, running)
             except ChildDied as died:
                 return Raised(f"worker process died: {died}", "")
@@ -355,6 +360,12 @@ class Processes:
                 raise Unavailable(f"no child process: {error}") from None
             finally:
                 self._free.append(slot)
+
+
+def _find_missing(child: ChildProcess, handler: Handler) -> str:
+    """Return why a child did not find a handler; "": it did."""
+    found = next((why for family, kind, why in child.missing if (family, kind) == handler.key), "")
+    return found and f"the handler of {handler.what} cannot run with process=True: a child process reports {found}"
 
 
 async def run_in_slot(

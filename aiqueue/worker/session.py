@@ -29,6 +29,7 @@ from .gathering import ChildrenResources
 from .lifespan import Lifespan
 from .limiting import Limiting, make_key_gate, start_keys
 from .pausing import Pausing
+from .rehearsal import current_rehearsal
 from .returns import Returns
 from .rights import Rights
 from .runner import Runner
@@ -187,7 +188,8 @@ class Session:
                 options.declared,
                 client.make_headers,
             )
-            processes = await self._stack.enter_async_context(Processes(recipe, options.process_count))
+            pool = Processes(recipe, options.process_count, late=current_rehearsal() is not None)
+            processes = await self._stack.enter_async_context(pool)
             quarantine = await self._stack.enter_async_context(
                 Quarantine(client.connection, recipe, slots=options.slots, suspect_after=options.suspect_after)
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 
 import aiqueue
 from aiqueue import Backoff, Reject, Retry, testing
-from aiqueue.errors import BadInput, JobCancelled, TopologyError, UnknownFamily
+from aiqueue.errors import BadInput, JobCancelled, JobFailed, TopologyError, UnknownFamily
+from aiqueue.processes.pool import ChildProcess
 
 from ..support import Account
 
@@ -37,6 +40,14 @@ class Report(aiqueue.Message, kind="drain.report"):
 
 class Stranger(aiqueue.Message, kind="drain.stranger"):
     pass
+
+
+class Heavy(aiqueue.Message[int], kind="drain.heavy"):
+    pass
+
+
+def heavy(job: aiqueue.Job[Heavy]) -> int:
+    return os.getpid()
 
 
 @pytest.fixture
@@ -277,6 +288,50 @@ async def test_wrong_arguments_say_in_one_line_what_to_do(client: aiqueue.Client
     with pytest.raises(BadInput, match="families"):
         async with testing.client(client.settings, families="agent.tasks"):
             pass
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The pids of the child processes that workers have started."""
+    pids: list[int] = []
+    start = ChildProcess.start
+
+    async def note(recipe: Any) -> ChildProcess:
+        child = await start(recipe)
+        pids.append(child.pid)
+        return child
+
+    monkeypatch.setattr(ChildProcess, "start", note)
+    return pids
+
+
+async def test_a_drain_starts_child_processes_only_for_jobs_that_need_one(
+    client: aiqueue.Client, worker: aiqueue.Worker, started: list[int]
+) -> None:
+    worker.handle(Heavy, process=True)(heavy)
+    await client.enqueue(Ask(act="done"), tenant="acme")
+    assert (await testing.drain(client, worker)).done == 1
+    assert started == []
+    handle = await client.enqueue(Heavy(), tenant="acme")
+    assert (await testing.drain(client, worker)).done == 1
+    assert started == [await handle.result()]
+
+
+async def test_a_job_fails_whose_handler_the_child_process_of_a_drain_does_not_find(
+    client: aiqueue.Client, worker: aiqueue.Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_here(job: aiqueue.Job[Heavy]) -> int:
+        return 0
+
+    only_here.__qualname__ = "only_here"
+    monkeypatch.setattr(sys.modules[__name__], "only_here", only_here, raising=False)
+    worker.handle(Heavy, process=True, retry=Backoff(attempts=1))(only_here)
+    handle = await client.enqueue(Heavy(), tenant="acme")
+    assert (await testing.drain(client, worker)).failed == 1
+    with pytest.raises(
+        JobFailed, match=r"'drain\.heavy' cannot run with process=True: a child process reports Attribute"
+    ):
+        await handle.result()
 
 
 async def test_a_family_that_a_test_leaves_out_is_told_to_be_missing_there_and_not_in_a_file(

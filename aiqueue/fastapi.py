@@ -26,8 +26,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, Path, Query
-from starlette.requests import HTTPConnection
+try:
+    from fastapi import Depends, Header, Path, Query
+    from starlette.requests import HTTPConnection
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        f"aiqueue.fastapi needs {missing.name}: pip install 'aiqueue[fastapi]'", name=missing.name
+    ) from None
 
 from .client import Handle
 from .job import Message

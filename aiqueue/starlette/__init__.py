@@ -58,6 +58,13 @@ def __getattr__(name: str) -> Any:
     """Import what needs Starlette on first use."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    try:
+        module = importlib.import_module(f".{_MODULE_OF[name]}", __name__)
+    except ModuleNotFoundError as missing:
+        if str(missing.name).partition(".")[0] != "starlette":
+            raise
+        problem = "aiqueue.starlette needs starlette: pip install 'aiqueue[starlette]'"
+        raise ModuleNotFoundError(problem, name=missing.name) from None
+    value = getattr(module, name)
     globals()[name] = value
     return value

@@ -258,3 +258,24 @@ import aiqueue.starlette as plain; [getattr(plain, each) for each in plain.__all
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines() == ["[]", "[]", "['starlette']"]
+
+
+WITHOUT = """
+import sys
+
+sys.modules.update(dict.fromkeys(sys.argv[1:]))
+for each in ("import aiqueue.fastapi", "from aiqueue.starlette import lifespan"):
+    try:
+        exec(each)
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+
+
+def test_without_the_framework_the_import_says_what_to_install() -> None:
+    command = [sys.executable, "-c", WITHOUT, "fastapi", "starlette"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == [
+        "aiqueue.fastapi needs fastapi: pip install 'aiqueue[fastapi]'",
+        "aiqueue.starlette needs starlette: pip install 'aiqueue[starlette]'",
+    ]

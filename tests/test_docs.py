@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import aiqueue
@@ -231,6 +232,16 @@ def test_commands_in_the_pages_exist() -> None:
         text = help_of(*verb)
         for option in options:
             assert re.search(rf"{option}(?![\w-])", text), f"{name_of(page)}: aiqueue {' '.join(verb)} has no {option}"
+
+
+def test_no_help_has_a_word_in_brackets_which_a_terminal_does_not_show() -> None:
+    found, commands_left = [], [typer.main.get_command(app)]
+    while commands_left:
+        command = commands_left.pop()
+        commands_left += getattr(command, "commands", {}).values()
+        found += [command.help or "", *(getattr(each, "help", None) or "" for each in command.params)]
+    assert len(found) > 500
+    assert [text for text in found if re.search(r"\[[a-z]+\]", text)] == []
 
 
 def test_every_verb_is_in_the_readme() -> None:

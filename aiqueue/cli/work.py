@@ -67,9 +67,7 @@ Tenants = Annotated[
 ]
 Reload = Annotated[
     bool,
-    typer.Option(
-        "--reload", help="Restart when a *.py or *.toml file here changes. For development: needs aiqueue[dev]."
-    ),
+    typer.Option("--reload", help="Restart when a *.py or *.toml file here changes. Needs the extra dev."),
 ]
 LogFormat = Annotated[
     Literal["text", "json"],

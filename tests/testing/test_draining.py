@@ -77,6 +77,8 @@ def worker(ran: list[tuple[Any, ...]]) -> aiqueue.Worker:
                 raise Reject("never")
             case "gather":
                 return await job.gather([("a", Ask(act="a")), ("b", Ask(act="fail once"))])
+            case "gather late":
+                return await job.gather([await job.enqueue(Ask(act="late"), "late", delay="1d")])
             case "follow":
                 await job.enqueue(Ask(act="later"), "later", delay="1d")
         return job.message.act
@@ -146,6 +148,16 @@ async def test_a_parent_waits_for_children_that_the_same_worker_runs(
     assert await handle.result(timeout=5) == ["a", "fail once"]
     assert outcomes(drained).count(("ask", 1, "waiting")) >= 1
     assert (drained.done, drained.retried) == (3, 1)
+
+
+async def test_a_job_that_waits_for_its_children_stays_at_an_advance_which_makes_the_child_due(
+    client: aiqueue.Client, worker: aiqueue.Worker
+) -> None:
+    handle = await client.enqueue(Ask(act="gather late"), tenant="acme")
+    assert outcomes(await testing.drain(client, worker)) == [("ask", 1, "waiting")]
+    assert (await testing.advance(client)).jobs == 1
+    assert (await testing.drain(client, worker)).done == 2
+    assert await handle.result(timeout=5) == ["late"]
 
 
 async def test_what_handlers_enqueue_with_a_delay_runs_too(

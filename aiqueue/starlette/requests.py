@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, overload
 
 from starlette.requests import HTTPConnection
 
 from .. import subjects
 from ..client import Handle
 from ..errors import BadInput, InvalidToken, NotFound, SettingsError
+from ..job import Message
+from ..payload import R
 from .application import state_of
 from .tenant_client import TenantClient
 
@@ -47,19 +49,36 @@ def queue(connection: HTTPConnection) -> TenantClient:
     return TenantClient(state.client, tenant)
 
 
+@overload
+async def the_job(
+    connection: HTTPConnection, *, param: str = "job_id", model: type[Message[R]], family: str | None = None
+) -> Handle[R]: ...
+@overload
+async def the_job(connection: HTTPConnection, *, param: str = "job_id", family: str | None = None) -> Handle[Any]: ...
 async def the_job(connection: HTTPConnection, *, param: str = "job_id", **options: Any) -> Handle[Any]:
-    """Return the job that the path names, of the request's tenant. `options`: `model` and `family`, as of `Client.job`.
+    """Return the job that the path names, of the request's tenant. `model` and `family`: as of `Client.job`.
 
-    Raises NotFound for a job that there is not, and for that of another tenant.
+    Raises NotFound for a job that there is not, and for that of another tenant; SettingsError, which is a 500, if the
+    path has no parameter `param`.
     """
-    return await find_job(queue(connection), connection.path_params[param], **options)
+    if param not in connection.path_params:
+        raise SettingsError(f"{connection.url.path}: the route has no {{{param}}} in its path: add it, or pass param=")
+    found: Handle[Any] = await find_job(queue(connection), connection.path_params[param], **options)
+    return found
 
 
+@overload
+async def find_job(
+    queue: TenantClient, job_id: str, *, model: type[Message[R]], family: str | None = None
+) -> Handle[R]: ...
+@overload
+async def find_job(queue: TenantClient, job_id: str, *, family: str | None = None) -> Handle[Any]: ...
 async def find_job(queue: TenantClient, job_id: str, **options: Any) -> Handle[Any]:
     """Return a job of a tenant. Raises NotFound for whatever can be no job's id, too."""
     if not job_id or len(job_id) > JOB_ID_MAX:
         raise NotFound(f"no job has the id {job_id[:80]!r}")
-    return await queue.job(job_id, **options)
+    found: Handle[Any] = await queue.job(job_id, **options)
+    return found
 
 
 def idempotency_key(connection: HTTPConnection) -> str | None:

@@ -73,6 +73,17 @@ async def test_a_tenant_that_can_be_none_is_the_service_s_fault(
     assert "tenant 'acme.*' must be 1 to 64 characters" in caplog.text
 
 
+async def test_a_route_without_the_job_s_id_is_told(queue: aiqueue.Client, caplog: pytest.LogCaptureFixture) -> None:
+    async def show(request: Request) -> Response:
+        return JSONResponse(await plain.describe(await plain.the_job(request)))
+
+    app = Starlette(routes=[Route("/{id}", show)], lifespan=plain.lifespan(queue, tenant="t"))
+    plain.install_errors(app)
+    async with serving(app, "") as served:
+        assert (await ask(served, "/x"))[0] == 500
+    assert "/x: the route has no {job_id} in its path: add it, or pass param=" in caplog.text
+
+
 async def test_an_application_without_the_lifespan_is_told(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(bare(), "") as served:
         assert (await ask(served))[0] == 500
@@ -183,7 +194,11 @@ async def test_a_stream_that_fails_after_its_status_ends_with_a_problem_or_else_
 
 async def test_streams_end_when_the_server_is_told_to_stop(queue: aiqueue.Client) -> None:
     heard: list[int] = []
-    former = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+
+    def ours(number: int, _: object) -> None:
+        heard.append(number)
+
+    former = signal.signal(signal.SIGTERM, ours)
     try:
         async with worker.running(queue), serving(fastapi_app(queue), "acme") as served:
             url = await served.start(ends="wait")
@@ -195,7 +210,11 @@ async def test_streams_end_when_the_server_is_told_to_stop(queue: aiqueue.Client
             assert heard == [signal.SIGTERM]
             async with served.http.get(f"{url}/events") as answer:  # one that had come before
                 assert parse_events(await answer.text())[1:] == []
-        assert signal.getsignal(signal.SIGTERM) is not former
+            assert signal.getsignal(signal.SIGTERM) is not ours
+        assert signal.getsignal(signal.SIGTERM) is ours
+        async with plain.lifespan(queue)(bare()):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # what somebody else has set meanwhile stays
     finally:
         signal.signal(signal.SIGTERM, former)
 

@@ -183,11 +183,12 @@ class Handle(Generic[R_co]):
         left_s = None if timeout is None else parse_duration("timeout", timeout)
         end = time.monotonic() + (left_s or 0.0)
         run: int | None = self._run
+        subject = self._journal_subject()
         while run is not None:
             head = await self._newest_entry() if newest_attempt and not is_new else None
             batches = follow_batches(
                 self._journal,
-                self._journal_subject(),
+                subject,
                 run=run,
                 after=after,
                 timeout_s=left_s,
@@ -202,7 +203,7 @@ class Handle(Generic[R_co]):
                 async with aclosing(batches):
                     async for items in batches:
                         is_over = items[-1].final
-                        batch = items if head is None else [each for each in items if not is_outdated(each, head)]
+                        batch = [each for each in items if head is None or not is_outdated(each, head, subject)]
                         for place, item in enumerate(batch):
                             if item.document is not None:
                                 data = await self._cancels.documents.read_result(item.document)

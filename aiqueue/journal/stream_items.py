@@ -105,12 +105,13 @@ def restarts_output(entry: Entry, nonce: str, cursor: Cursor) -> bool:
     return 0 < cursor.run < entry.run or entry.event not in (RETRY, FAILED, CANCELLED)
 
 
-def is_outdated(item: StreamItem, head: Entry) -> bool:
-    """Whether an item is output that the attempt of `head`, the newest entry, makes anew or has made anew. What an
-    attempt has written whose retry is the newest entry will be made anew.
+def is_outdated(item: StreamItem, head: Entry, subject: str) -> bool:
+    """Whether an item was written before `head`, the newest entry of the journal on `subject`, by another attempt than
+    that one: it makes the output anew. If that one has ended in a retry, a later one will.
     """
-    newest = head.attempt + (head.event == RETRY)
-    return not item.final and item.time <= head.time and (item.run, item.attempt) < (head.run, newest)
+    newest, _ = writer_of(head, subject)
+    is_of_newest = item.cursor.endswith(f"-{newest}") and head.event != RETRY
+    return newest != "" and not is_of_newest and item.time <= head.time and not item.final
 
 
 def writer_of(entry: Entry, subject: str) -> tuple[str, int]:

@@ -133,6 +133,34 @@ async def test_a_request_that_is_sent_again_has_the_stream_of_the_newest_call_al
     assert len(standin.calls) == 2
 
 
+async def test_a_request_that_is_sent_again_has_no_chunk_of_a_worker_that_died(
+    account: Account,
+    client: aiqueue.Client,
+    config: Path,
+    http: aiohttp.ClientSession,
+    standin: StandIn,
+    tmp_path: Path,
+    tokens: Tokens,
+) -> None:
+    """Such a run of the handler counts as no attempt: the next one has the same number."""
+    await shorten_leases(client)
+    standin.behaviour = Behaviour(token_s=0.05)
+    body, headers = chat_body(stream=True), bearer(tokens.mine, idempotency_key="mine")
+    async with open_front(client, config) as front:
+        with child(account, config, tmp_path / "log") as worker:
+            async with http.post(front.url + CHATS, json=body, headers=headers) as response:
+                text = await response.content.readuntil(b'"content":"one"')
+                worker.kill()
+                async with running(client, config):
+                    events = parse_events((text + await response.read()).decode())
+        assert json.loads(events[-1].data)["error"]["code"] == "stream_restarted"
+        async with running(client, config), http.post(front.url + CHATS, json=body, headers=headers) as response:
+            events = parse_events(await response.text())
+    assert text_of_events(events) == "one two three one two"
+    assert events[-1].data == "[DONE]"
+    assert len(standin.calls) == 2
+
+
 async def test_a_resumed_stream_whose_call_is_made_anew_ends_in_the_same_error(
     client: aiqueue.Client, config: Path, http: aiohttp.ClientSession, standin: StandIn, tokens: Tokens
 ) -> None:

@@ -36,7 +36,7 @@ class Reloader:
         self._stop = threading.Event()
 
     def run(self) -> int:
-        """Run until SIGINT or SIGTERM. Return the worker's exit code; 0 if there is no worker by then, or it only starts.
+        """Run until SIGINT or SIGTERM. Return the worker's exit code; 0 if there is none by then, or it only starts.
 
         An embedded server is kept running between two workers. Raises EmbeddedError, SettingsError.
         """

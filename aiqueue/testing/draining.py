@@ -19,7 +19,7 @@ from ..worker import Session, SettledAttempt, Worker, rehearsing
 from .advancing import advance_jobs, is_aside, list_subjects, read_parked, waits_for_children
 from .clients import check_test_client
 
-POLL_S = 0.02
+POLL_S, POLL_MAX_S = 0.002, 0.02  # soon after an attempt has ended, its ack has reached the stream
 SETTLED_S = 0.001
 SOON_S = 1.0
 
@@ -107,7 +107,7 @@ class _Drain:
 
     async def run(self, within_s: float, *, takes_delayed: bool) -> None:
         """Wait until there is nothing left, and have what is delayed become due. Raises AssertionError."""
-        deadline = time.monotonic() + within_s
+        deadline, poll_s = time.monotonic() + within_s, POLL_S
         while True:
             before = len(self._attempts), self._session.done
             left: set[str] = set()
@@ -124,8 +124,9 @@ class _Drain:
                 raise AssertionError(f"testing.drain: not done within {within_s:g} s, {tried}: {shown}{more}")
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
+                async with asyncio.timeout(poll_s):
                     await self._changed.wait()
+            poll_s = POLL_S if self._changed.is_set() else min(2 * poll_s, POLL_MAX_S)
             await asyncio.sleep(SETTLED_S)  # the slot of the attempt comes free
 
     async def _list_soon(self) -> set[str]:

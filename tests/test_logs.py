@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -105,6 +105,25 @@ async def test_records_of_a_mail_have_its_id(client: aiqueue.Client, records: li
     assert vars(record)["job_id"]
 
 
+class RunningJob(NamedTuple):
+    id: str = "j-1"
+    tenant: str = "acme"
+    kind: str = "page"
+    attempt: int = 1
+    headers: Mapping[str, str] = {}
+
+
+def test_what_a_record_says_itself_stays() -> None:
+    token = logs.running_job.set(RunningJob())
+    try:
+        record = make(kind="of the application", job_id="")
+        assert logs.JobFilter().filter(record)
+    finally:
+        logs.running_job.reset(token)
+    found = {name: vars(record)[name] for name in logs.FIELDS}
+    assert found == {"job_id": "", "tenant": "acme", "kind": "of the application", "attempt": 1, "parent": None}
+
+
 # lines
 
 
@@ -154,6 +173,9 @@ def test_a_line_of_json_has_an_exception_and_its_traceback() -> None:
     found = json.loads(line)
     assert found["error"] == "ValueError"
     assert "test_logs.py" in found["traceback"]
+    formatted = make()  # by another formatter, or in another process: the exception itself is not there any more
+    formatted.exc_text = "Traceback: of another process"
+    assert json.loads(logs.JsonFormatter().format(formatted))["traceback"] == "Traceback: of another process"
 
 
 def test_extra_cannot_replace_what_a_line_of_json_says_of_itself() -> None:

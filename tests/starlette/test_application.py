@@ -73,6 +73,18 @@ async def test_a_tenant_that_can_be_none_is_the_service_s_fault(
     assert "tenant 'acme.*' must be 1 to 64 characters" in caplog.text
 
 
+async def test_a_stream_that_is_missing_is_the_service_s_fault_and_no_404(
+    account: Account, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        aiqueue.connect(account.url, user=account.user, password=account.password) as client,
+        serving(fastapi_app(client), "acme") as served,
+        served.http.post("/api/counts", json={}) as answer,
+    ):
+        assert (answer.status, (await answer.json())["error"]) == (500, "ConfigMismatch")
+    assert "aiqueue apply" in caplog.text
+
+
 async def test_a_route_without_the_job_s_id_is_told(queue: aiqueue.Client, caplog: pytest.LogCaptureFixture) -> None:
     async def show(request: Request) -> Response:
         return JSONResponse(await plain.describe(await plain.the_job(request)))

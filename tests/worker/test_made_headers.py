@@ -11,7 +11,7 @@ import pytest
 
 import aiqueue
 from aiqueue.errors import BadInput
-from aiqueue.job import JobSpec
+from aiqueue.job import JobSpec, add_made_headers
 from aiqueue.topology import provision
 
 from ..support import Account, create_streams, eventually
@@ -67,6 +67,11 @@ async def test_each_way_of_enqueueing_has_the_headers_that_the_function_makes_of
     assert seen.traces("seen") == ["delayed", "many", "many", "plain", "rerun", "schedule"]
     assert seen["ask"] == [{"x-trace": "request", "x-kind": "ask"}]
     assert sorted(each["x-kind"] for each in seen["seen"]) == ["its own", *["seen"] * 5]
+
+
+def test_a_header_of_the_call_replaces_the_made_one_in_whatever_case_its_name_is() -> None:
+    made = add_made_headers(lambda message: {"X-Kind": "made", "X-Trace": "made"}, Seen(), {"x-kind": "given"})
+    assert made == {"X-Trace": "made", "x-kind": "given"}
 
 
 async def test_the_sync_client_makes_headers_in_the_context_of_its_caller(account: Account) -> None:

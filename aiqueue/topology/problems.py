@@ -16,7 +16,7 @@ from .. import subjects
 from ..connection import Connection
 from ..errors import AIQueueError
 from .declared import StreamSpec, lane_name
-from .streamfile import Role
+from .streamfile import FATAL_FLAGS, NEWEST_ONLY, Role
 
 GUIDE = "docs/troubleshooting.md"
 SERVICE_CONSUMERS: Mapping[Role, str] = {"inbox": "router", "parked": "forwarder", "stranded": "sweeper"}
@@ -29,9 +29,7 @@ ROLES_WITH_CONSUMERS: tuple[Role, ...] = (
     "ticks",
 )  # each message is for one consumer
 
-# the newest message of a subject
-_NEWEST_ONLY: tuple[Role, ...] = ("presence", "limits", "usage", "recent", "rag", "schedules", "api_keys", "batches")
-_KEEPS_COPIES: tuple[Role, ...] = ("journal", "dead", "documents", "checkpoints", *_NEWEST_ONLY)
+_KEEPS_COPIES: tuple[Role, ...] = ("journal", "dead", "documents", "checkpoints", *NEWEST_ONLY)
 _ALL: tuple[Role, ...] = ("work", "inbox", "parked", "stranded", "ticks", *_KEEPS_COPIES)
 
 
@@ -55,7 +53,7 @@ FATAL_SETTINGS = (
     FatalSetting("allow_msg_counter", _ALL, "it stores only counters", "replace"),
     FatalSetting(
         "deny_delete",
-        ("work", "inbox", "parked", "ticks", "dead", "documents"),
+        FATAL_FLAGS["deny_delete"],
         "jobs in it cannot be cancelled, nor dead letters replayed or purged",
         "replace",
     ),
@@ -65,7 +63,9 @@ FATAL_SETTINGS = (
     FatalSetting("subject_transform", _ALL, "it stores messages under subjects on which nobody reads them", "apply"),
     FatalSetting("consumer_limits", ROLES_WITH_CONSUMERS, "it refuses the consumers of workers", "apply"),
     FatalSetting("subject_delete_marker_ttl", _ALL, "it stores markers that are no messages of aiqueue", "apply"),
-    FatalSetting("discard_new_per_subject", _NEWEST_ONLY, "keys in it cannot be updated", "apply"),
+    FatalSetting(
+        "discard_new_per_subject", FATAL_FLAGS["discard_new_per_subject"], "keys in it cannot be updated", "apply"
+    ),
 )
 # The same for a lane's consumer. `apply` unsets them.
 FATAL_LANE_SETTINGS: Mapping[str, str] = {

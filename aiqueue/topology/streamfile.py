@@ -179,6 +179,12 @@ _FIXED: dict[Role, dict[str, Any]] = {
     "api_keys": _BUCKET,
     "batches": _BUCKET,
 }
+NEWEST_ONLY: tuple[Role, ...] = ("presence", "limits", "usage", "recent", "rag", "schedules", "api_keys", "batches")
+# What a role must not have, in a file as on the server: `problems` says what each would stop.
+FATAL_FLAGS: Mapping[str, tuple[Role, ...]] = {
+    "deny_delete": ("work", "inbox", "parked", "ticks", "dead", "documents"),  # which no server takes back
+    "discard_new_per_subject": NEWEST_ONLY,
+}
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
     "max_bytes": {"small": 2**26, "medium": 2**30, "large": 2**32},
@@ -417,6 +423,9 @@ def _check_stream(role: Role, stream: Mapping[str, Any], place: Callable[[str], 
     for key, needed in _FIXED[role].items():
         if stream[key] != needed:
             refuse(key, f"must be {json.dumps(needed)} for a {role} stream")
+    for key, roles in FATAL_FLAGS.items():
+        if role in roles and stream.get(key):
+            refuse(key, f"must be false for a {role} stream")
     if stream.get("discard_new_per_subject"):
         if stream.get("discard") != "new":
             refuse("discard_new_per_subject", 'requires discard = "new"')

@@ -109,6 +109,13 @@ NO_ROLE = "is no family, and no role of a stream"
         ({"dead": {"family": {}}}, "overlay.dead.family", "unknown key; known here: stream"),
         ({"dead": {"stream": {"max_age": "1m"}}}, "overlay.dead.stream.duplicate_window", "must not be longer"),
         ({"parked": {"stream": {"max_bytes": 1}}}, "overlay.parked.stream.max_bytes", "must be -1 for a parked stream"),
+        ({"agent.tasks": {"stream": {"deny_delete": True}}}, f"{T}.stream.deny_delete", "must be false for a work"),
+        ({"dead": {"stream": {"deny_delete": True}}}, "overlay.dead.stream.deny_delete", "must be false for a dead"),
+        (
+            {"usage": {"stream": {"discard_new_per_subject": True}}},
+            "overlay.usage.stream.discard_new_per_subject",
+            "must be false for a usage stream",
+        ),
         ({"ded": {}}, "overlay.ded", "is no family, and no role of a stream; did you mean dead?"),
         ({"agent.taks": {}}, 'overlay."agent.taks"', "is no family, and no role of a stream; did you mean agent.t"),
         ({"work": {}}, "overlay.work", "is no family, and no role of a stream; known: agent.memory, agent.message,"),

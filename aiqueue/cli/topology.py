@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import signal
 import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,6 +94,9 @@ def apply(
             _print_sums(found, client)
 
     async def apply_changes(client: Client) -> tuple[provision.Plan, Client]:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # undoes all, as Ctrl-C does
         made = await provision.apply(
             client.connection, client.topology, allow_data_loss=allow_data_loss, allow_full=allow_full,
             on_plan=lambda found: show(found, client),
@@ -100,6 +105,8 @@ def apply(
 
     try:
         made, client = options.run_with_client(apply_changes, declare=False)
+    except asyncio.CancelledError:
+        raise typer.Exit(128 + signal.SIGTERM) from None
     except (ConfigMismatch, DataLossRefused) as error:
         for each in refused or (str(error),):
             print_error(each)

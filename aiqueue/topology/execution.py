@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from .changes import Change, format_value
 from .declared import Family, StreamSpec, Topology
 from .problems import FATAL_LANE_SETTINGS
 from .stamps import Applier, hash_declaration
+
+log = logging.getLogger(__name__)
 
 _PARALLEL = 16  # lanes changed at once: in a cluster each takes tens of milliseconds
 _DERIVED = ("subject_transform", "republish")  # of the subjects of a stream
@@ -52,7 +55,7 @@ class PlanExecution:
             error.args = (f"{error}; {await to_its_end(self._undo())}", *error.args[1:])
             raise
         except BaseException:
-            await to_its_end(self._undo())
+            log.warning("apply was interrupted: %s", await to_its_end(self._undo()))
             raise
 
     async def create(self, spec: StreamSpec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from aiqueue.topology.declared import Topology
 from aiqueue.topology.execution import PlanExecution
 from aiqueue.topology.provision import apply, plan
 
+from ..cli.test_cli import run_main
 from ..support import Account, NatsProcess
 from .test_provision import config_of, declared, make_lane, publish, stored
 
@@ -267,6 +269,32 @@ class TestAllOrNothing:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await names(conn) == []
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_a_command_that_is_told_to_stop_undoes_what_it_did_and_says_so(
+        self,
+        account: Account,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        number: signal.Signals,
+        code: int,
+    ) -> None:
+        for name in ("url", "user", "password"):
+            monkeypatch.setenv(f"AIQUEUE_{name.upper()}", getattr(account, name))
+        create, made = PlanExecution.create, []
+
+        async def create_and_stop(execution: PlanExecution, spec: Any) -> None:
+            await create(execution, spec)
+            made.append(spec.name)
+            if len(made) == 3:
+                signal.raise_signal(number)
+                await asyncio.sleep(60)
+
+        monkeypatch.setattr(PlanExecution, "create", create_and_stop)
+        ended = run_main("apply")
+        assert ended.returncode == code
+        assert "interrupted: nothing is changed: the 3 changes made before were undone" in caplog.text
+        assert account.stream_names() == []
 
     async def test_a_server_that_is_lost_meanwhile_is_said_once_for_each_and_soon(
         self, own_server: Callable[..., NatsProcess], monkeypatch: pytest.MonkeyPatch

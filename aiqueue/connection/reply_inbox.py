@@ -60,8 +60,6 @@ class ReplyInbox:
             return await future
         finally:
             timer.cancel()
-            if future.done() and not future.cancelled():
-                future.exception()  # the caller may be cancelled: else asyncio logs that nobody has retrieved it
             self._requests.pop(token.encode(), None)
             if future.done() and not future.cancelled():
                 future.exception()  # else asyncio logs that nobody has retrieved it, of a caller that was cancelled

@@ -1028,18 +1028,3 @@ async def test_a_callback_that_raises_is_logged_and_the_next_message_still_comes
     await conn.publish("news", b"2")
     await eventually(lambda: received == [b"1", b"2"])
     await eventually(lambda: "a mistake in a callback" in caplog.text)
-
-
-async def test_a_request_that_is_cancelled_as_it_fails_is_no_error_that_nobody_has_retrieved(
-    account: Account, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with connected(account) as conn:
-        asking = [asyncio.create_task(conn.api("STREAM.INFO.NONE")) for _ in range(3)]
-        await asyncio.sleep(0)
-        conn._replies.fail_requests(Unavailable("lost"))
-        for each in asking:
-            each.cancel()
-        assert all(isinstance(each, BaseException) for each in await asyncio.gather(*asking, return_exceptions=True))
-        del asking
-        gc.collect()
-    assert "never retrieved" not in caplog.text

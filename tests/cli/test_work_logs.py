@@ -19,6 +19,7 @@ import watchfiles
 
 import aiqueue
 from aiqueue.cli.reload import _SourceFilter
+from aiqueue.server import EmbeddedServer
 
 from .. import forks
 from ..support import Account, whole_lines
@@ -60,9 +61,11 @@ class There(aiqueue.Message, kind="there"):
 class Work:
     """`aiqueue work app:worker`, with its output in files."""
 
-    def __init__(self, directory: Path, account: Account, *options: str) -> None:
+    def __init__(self, directory: Path, account: Account | None, *options: str) -> None:
         self._directory = directory
-        where = {"AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password}
+        where = {}
+        if account is not None:
+            where = {"AIQUEUE_URL": account.url, "AIQUEUE_USER": account.user, "AIQUEUE_PASSWORD": account.password}
         with (directory / "out").open("w") as out, (directory / "err").open("w") as err:
             self.process = forks.start(
                 *("aiqueue", "work", "app:worker", *options), cwd=directory, env={**os.environ, **where},
@@ -96,7 +99,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def working(place: Path, account: Account, *options: str) -> Iterator[Work]:
+def working(place: Path, account: Account | None, *options: str) -> Iterator[Work]:
     work = Work(place, account, *options)
     try:
         yield work
@@ -164,6 +167,21 @@ async def test_a_changed_file_restarts_the_worker_and_a_broken_one_waits_for_the
         app.write_text(first.replace('"first"', '"third"'))
         await work.says("slots, agent.tasks of all tenants", times=3)
         assert await (await client.enqueue(Here(), tenant="acme")).result(60) == "third"
+        assert work.end() == 0
+
+
+async def test_an_embedded_server_is_kept_between_two_workers(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NATS_URL", *(name for name in os.environ if name.startswith("AIQUEUE_"))):
+        monkeypatch.delenv(name, raising=False)
+    with working(place, None, "--reload", "--directory=data") as work:
+        await work.says("slots, agent.tasks of all tenants")
+        with EmbeddedServer.acquire(place / "data", start=False) as server:
+            pid = server.pid
+        app = place / "app.py"
+        app.write_text(app.read_text() + "\n")
+        await work.says("slots, agent.tasks of all tenants", times=2)
+        with EmbeddedServer.acquire(place / "data", start=False) as server:
+            assert server.pid == pid
         assert work.end() == 0
 
 

@@ -57,6 +57,7 @@ Size = Annotated[int, pydantic.BeforeValidator(_size), pydantic.Field(ge=0)]
 Duration = Annotated[float, pydantic.BeforeValidator(_duration), pydantic.Field(gt=0)]
 Generation = Annotated[int, pydantic.Field(ge=0, le=GENERATION_MAX)]
 FILE = "aiqueue.toml"
+NONE = "none"  # in the environment: a setting that may be left out, whatever the file says
 
 _INBOX_PREFIX = re.compile(r"(?=.{1,200}\Z)[^\s.*>]+(?:\.[^\s.*>]+)*")
 
@@ -296,12 +297,12 @@ def _variables() -> dict[str, str]:
 
 
 def _read_environment() -> dict[str, str | None]:
-    """Return the settings in the environment. None: an empty variable takes away what the file says."""
+    """Return the settings in the environment. None: what the file says is taken away."""
     found: dict[str, str | None] = {}
     for name, variable in _variables().items():
         if (field := Settings.model_fields.get(name)) is not None:
-            may_be_none = field.default is None and name not in ("url", "families")  # these are refused if empty
-            found[name] = (os.environ[variable] or None) if may_be_none else os.environ[variable]
+            text = os.environ[variable]
+            found[name] = None if text == NONE and field.default is None and name != "url" else text
     return found
 
 

@@ -235,9 +235,9 @@ def test_an_empty_path_is_refused_and_not_the_working_directory(name: str, monke
     assert refusal(**{name: ""}) == f"argument {problem}"
     path = write(f'{name} = ""')
     assert refusal() == f"{path}: {problem}"
-    path.write_text(f'{name} = "somewhere"')
-    monkeypatch.setenv(f"AIQUEUE_{name.upper()}", "")  # takes away what the file says
-    assert getattr(Settings.load(), name) is None
+    path.unlink()
+    monkeypatch.setenv(f"AIQUEUE_{name.upper()}", "")
+    assert refusal() == f"environment variable AIQUEUE_{name.upper()}: is empty: set it to a path, or leave it out"
 
 
 @pytest.mark.parametrize("text", ["not toml", "a = 'x", "a = 1\na = 2"])
@@ -410,19 +410,18 @@ def test_type_checkers_know_every_setting_as_an_argument() -> None:
     assert {"url", *SettingsOptions.__annotations__} == set(Settings.model_fields)
 
 
-def test_an_empty_variable_takes_away_what_the_file_says_but_no_address_and_no_choice(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    write('creds = "prod.creds"\nuser = "u"\npassword = "p"\ntls_ca = "ca.pem"\nstreams = "more"\n')
-    for name in ("CREDS", "USER", "PASSWORD", "TLS_CA", "STREAMS", "DIRECTORY"):
-        monkeypatch.setenv(f"AIQUEUE_{name}", "")
+def test_none_in_the_environment_takes_away_what_the_file_says_but_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write('creds = "c"\nuser = "u"\npassword = "p"\ntls_ca = "ca.pem"\nstreams = "s"\nfamilies = ["a.b"]\n')
+    assert str(Settings.load().creds) == str(path.parent / "c")
+    names = ("creds", "user", "password", "tls_ca", "streams", "families", "directory")
+    for name in names:
+        monkeypatch.setenv(f"AIQUEUE_{name.upper()}", "none")
     settings = Settings.load()
-    assert {settings.creds, settings.user, settings.password, settings.tls_ca, settings.streams} == {None}
-    assert settings.directory is None
-    for name in ("URL", "FAMILIES", "SIZE"):
-        with monkeypatch.context() as patch:
-            patch.setenv(f"AIQUEUE_{name}", "")
-            assert refusal().startswith(f"environment variable AIQUEUE_{name}: ")
+    assert {getattr(settings, name) for name in names} == {None}
+    monkeypatch.setenv("AIQUEUE_URL", "none")  # a host of this name
+    assert Settings.load().servers == ["nats://none:4222"]
+    monkeypatch.setenv("AIQUEUE_SIZE", "none")
+    assert refusal().startswith("environment variable AIQUEUE_SIZE: ")
 
 
 def test_settings_pass_as_plain_data_to_a_process_in_which_other_ones_are_stated(

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from ..client import Client, check_client, connect
-from ..config import Settings
+from ..config import NONE, Settings
 from ..errors import BadInput
 from ..job import MakeHeaders
 from ..topology import Topology
@@ -99,10 +99,10 @@ def _variables(settings: Settings) -> Iterator[tuple[str, str]]:
             continue
         if value is None and name == "url":
             continue  # no variable says that there is no address
-        if name == "families":
-            text = ",".join(value or ("default",))
+        if value is None:
+            text = NONE
         elif name == "overlay":
             text = json.dumps(value)
         else:
-            text = "" if value is None else str(value)
+            text = ",".join(value) if name == "families" else str(value)
         yield f"AIQUEUE_{name.upper()}", text

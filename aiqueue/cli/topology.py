@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import signal
 import textwrap
+import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,6 +80,8 @@ def apply(
     Safe to repeat. Changes that would delete messages are refused without --allow-data-loss, and limits below what a
     stream stores, so that it would take no further job, without --allow-full.
     """
+    import asyncio  # noqa: PLC0415
+
     from ..errors import ConfigMismatch, DataLossRefused  # noqa: PLC0415
     from ..topology import provision  # noqa: PLC0415
 
@@ -94,9 +96,8 @@ def apply(
             _print_sums(found, client)
 
     async def apply_changes(client: Client) -> tuple[provision.Plan, Client]:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # undoes all, as Ctrl-C does
+        if threading.current_thread() is threading.main_thread() and (task := asyncio.current_task()) is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # undoes all, as Ctrl-C does
         made = await provision.apply(
             client.connection, client.topology, allow_data_loss=allow_data_loss, allow_full=allow_full,
             on_plan=lambda found: show(found, client),

@@ -291,8 +291,12 @@ class TestAllOrNothing:
                 await asyncio.sleep(60)
 
         monkeypatch.setattr(PlanExecution, "create", create_and_stop)
-        ended = run_main("apply")
-        assert ended.returncode == code
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a process of its own
+        try:
+            ended = run_main("apply")
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert ended.returncode == code, ended
         assert "interrupted: nothing is changed: the 3 changes made before were undone" in caplog.text
         assert account.stream_names() == []
 

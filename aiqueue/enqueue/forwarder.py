@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
 
 from .. import headers, subjects
 from ..connection import Connection
@@ -195,32 +194,3 @@ def _away_delay_s(delivery: Delivery, tries: int, now: float) -> float:
 def _parking_id(subject: ParkedSubject, delivery: Delivery) -> str:
     """Return the parking id of a due job. A plain publisher may have left out its header: then it is made up."""
     return headers.parking_id(delivery.message.headers) or f"{subject.dedup_key}-{delivery.seq}"
-
-
-async def move_to_lane(
-    connection: Connection,
-    to: subjects.Lane,
-    job_id: str,
-    seq: int,
-    job_headers: Mapping[str, str],
-    body: bytes,
-    *,
-    key: str = "",
-) -> None:
-    """Store the job of sequence `seq` once more, in another lane of its family. The caller then acks the first one.
-
-    `key`: what the lane of a limited key is of.
-
-    Moving the same job twice stores one: the Msg-Id names the move. Raises QueueFull, Unavailable.
-    """
-    kept = headers.carried(job_headers, ours=True)
-    kept |= {
-        headers.MSG_ID: subjects.msg_id(to.family, to.tenant, job_id, f"lane-{seq}"),
-        headers.JOB_ID: job_id,
-        headers.PRIORITY: to.priority,
-    }
-    kept.pop(headers.LIMIT_KEY, None)
-    if to.key:
-        kept[headers.LIMIT_KEY] = headers.encode_key(key)
-    await connection.publish(subjects.hint(to), subjects.hint_body(to, key))
-    await connection.store(subjects.work(*to), body, kept)

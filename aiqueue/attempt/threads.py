@@ -73,7 +73,7 @@ class Threads:
                 loop.call_soon_threadsafe(_set_outcome, future, result, error, ended)
             except RuntimeError:
                 return  # the loop is closed: nobody waits any more
-            del work, future, result, error, ended
+            del work, loop, future, context, call, result, error, ended  # an idle thread keeps no job in memory
 
 
 def _set_outcome(

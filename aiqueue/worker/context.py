@@ -78,15 +78,14 @@ class JobContext(RunningAttempt):
     admission: Admission | None = None
     _checkpoints: Checkpoints | None = None
     _gathering: Gathering | None = None
+    _handler_task: asyncio.Task[None] | None = None  # where that is not the delivery's
 
     def __init__(
         self, resources: WorkerResources, delivery: Delivery, opened: OpenedJob, started_at: float = 0.0
     ) -> None:
         """`started_at`: as of `mark_started`, if the handler is about to be called."""
-        # a task that starts eagerly is not in `delivery` yet
-        task = delivery.task or asyncio.current_task(resources.loop)
-        assert task is not None
-        self.task = task
+        if delivery.task is None:  # it has started eagerly
+            delivery.task = asyncio.current_task(resources.loop)
         self.journaled = bool(opened.family.journal)
         self._resources = resources
         self._delivery = delivery
@@ -118,9 +117,20 @@ class JobContext(RunningAttempt):
     def make_headers(self) -> MakeHeaders | None:
         return self._resources.children.client.make_headers
 
+    @property
+    def task(self) -> asyncio.Task[None]:  # type: ignore[override]
+        """The task that runs the handler.
+
+        It is not kept here: the task's context holds the job (`logs.running_job`), so each job would be in a reference
+        cycle, and its memory free only at the next collection.
+        """
+        task = self._handler_task or self._delivery.task
+        assert task is not None
+        return task
+
     def set_task(self, task: asyncio.Task[None]) -> None:
         """Have `task` cancelled instead when the attempt is to stop: it runs the handler from now on."""
-        self.task = task
+        self._handler_task = task
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

@@ -400,6 +400,7 @@ class Session:
         mean_s = self._mean_handler_s
         self._mean_handler_s = took_s if mean_s is None else mean_s + SMOOTHING * (took_s - mean_s)
         self.leases.drop_lease(delivery.reply)
+        delivery.task = None  # its context holds the job, and the job the delivery
         del self._running[delivery.location]
         if delivery.lane.turn is not None:
             delivery.lane.turn.running -= 1

@@ -92,18 +92,19 @@ SERVERS: Final = "Nats-"
 
 _CARRIED_MAX = 16_384
 _UNIQUE_MAX = 1_024  # characters of an encoded key: the rest is cut, and only the hash in the id knows it
+_BATCH = rb"(?:Nats-Batch-Id: [!-~]{1,64}+\r\nNats-Batch-Sequence: [0-9]{1,4}+\r\n(?:Nats-Batch-Commit: 1\r\n)?+)?+\r\n"
 # the family's own key, such as task_id, has the job id too; a possessive or dot pattern saves a third of the time
 _PLAIN: Final = re.compile(
     rb"NATS/1\.0\r\nNats-Msg-Id: .+\r\nContent-Type: application/cbor\r\nAiq-Kind: ([A-Za-z0-9_.:-]{1,128}+)\r\n"
     rb"Aiq-Job-Id: ([A-Za-z0-9_-]{1,64}+)\r\npriority: ([a-z0-9]{1,16}+)\r\n"
-    rb"(?:(?!priority:)[a-z_]{1,32}+: \2\r\n)?+(?:Aiq-Limit-Key: [!-~]{1,16384}+\r\n)?+\r\n"
+    rb"(?:(?!priority:)[a-z_]{1,32}+: \2\r\n)?+(?:Aiq-Limit-Key: [!-~]{1,16384}+\r\n)?+" + _BATCH
 ).fullmatch
 # the same in JSON, or without a kind: as the guide's client writes them
 _PLAIN_OTHER: Final = re.compile(
     rb"NATS/1\.0\r\nNats-Msg-Id: .+\r\nContent-Type: (application/(?:json|cbor))\r\n"
     rb"(?:Aiq-Kind: ([A-Za-z0-9_.:-]{1,128}+)\r\n)?+Aiq-Job-Id: ([A-Za-z0-9_-]{1,64}+)\r\n"
     rb"priority: ([a-z0-9]{1,16}+)\r\n(?:(?!priority:)[a-z_]{1,32}+: \3\r\n)?+"
-    rb"(?:Aiq-Limit-Key: [!-~]{1,16384}+\r\n)?+\r\n"
+    rb"(?:Aiq-Limit-Key: [!-~]{1,16384}+\r\n)?+" + _BATCH
 ).fullmatch
 _FIRST_STORED = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 _RUN_KEY = re.compile(r"([0-9]{1,18})-([0-9]{1,12})")  # see subjects.run_key
@@ -115,7 +116,8 @@ def read_plain(block: bytes | None) -> tuple[str, str, str, str] | None:
     """Return kind, job id, priority and content type of an encoded header block that is a plain job's.
 
     A plain job has no deadline, document, secret or history, was not parked, and states whether its body is CBOR or
-    JSON. The kind is "" if only the body may name it. None: it has other headers.
+    JSON. It may have been stored in an atomic batch. The kind is "" if only the body may name it. None: it has other
+    headers.
     """
     if not block:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import itertools
+import re
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from aiqueue import codec, headers
 from aiqueue.attempt import Handlers
 from aiqueue.config import Settings
 from aiqueue.connection import Connection, block
+from aiqueue.connection.frames import batch_frames
 from aiqueue.connection.nats_client import WireMessage
 from aiqueue.enqueue import headers_of_job, with_header
 from aiqueue.job import untyped
@@ -44,6 +46,9 @@ OPTIONAL = {
     headers.REASON: st.sampled_from(["attempts", "x"]),
     "task_id": st.sampled_from(["own", ""]),
     "X-Own": st.just("kept"),
+    "Nats-Batch-Id": st.just("b-1"),
+    "Nats-Batch-Sequence": st.sampled_from(["1", "x"]),
+    "Nats-Batch-Commit": st.just("1"),
 }
 
 
@@ -123,6 +128,20 @@ def test_the_headers_of_every_plain_job_that_enqueue_writes_are_read_as_such() -
         assert headers.read_plain(block({**written, "X-Own": "1"})) is None
         assert headers.read_plain(block({**written, headers.DEADLINE: "123"})) is None
         assert headers.read_plain(with_header(block(written), headers.UNIQUE, "a%20b")) is None
+
+
+@pytest.mark.parametrize("content_type", ["application/cbor", "application/json"])
+@pytest.mark.parametrize("last", [True, False])
+def test_the_headers_of_a_job_that_was_stored_in_an_atomic_batch_are_those_of_a_plain_job(
+    last: bool, content_type: str
+) -> None:
+    written = library_headers() | {headers.CONTENT_TYPE: content_type}
+    plain = headers.read_plain(block(written))
+    sent = [SimpleNamespace(subject="ai.agent.tasks.acme.normal", block=block(written), body=b"")] * 1_000
+    frames = batch_frames(b"n" * 64, sent, 1, b"_INBOX.1", last=last)
+    stored = [each.partition(b"\r\n")[2].removesuffix(b"\r\n") for each in re.split(rb"(?m)^(?=HPUB )", frames) if each]
+    assert plain is not None
+    assert [headers.read_plain(each) for each in stored] == [plain] * 1_000
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +75,14 @@ class ServerFiles:
 
 
 def launch(
-    binary: Path, config: Path, log: Path, *,
-    within_s: float = 10.0, keep: Sequence[int] = (), give_up: Callable[[], bool] = lambda: False,
+    binary: Path, config: Path, log: Path, *, within_s: float = 10.0, keep: Sequence[int] = (),
+    env: Mapping[str, str] | None = None, give_up: Callable[[], bool] = lambda: False,
 ) -> subprocess.Popen[bytes]:  # fmt: skip
     """Start ``binary -c config`` and wait until it accepts connections with JetStream ready.
 
-    `log` is the file that the config's ``log_file`` names; the server's stderr is appended to it too. The server runs
-    in the config's directory, so relative paths are fine, in its own session, so that Ctrl-C does not reach it, and
-    inherits the open files in `keep`. On Linux the kernel kills the server when the *thread* that called this ends.
-    So call it from a thread that lives as long as the server should, such as the main thread.
+    `log`: the ``log_file`` of the config, to which the server's stderr is appended too. The server runs in the config's
+    directory, in its own session, so that Ctrl-C does not reach it, with the open files in `keep` and the environment
+    `env` (None: this process's). On Linux the kernel kills it when the *thread* that called this ends.
 
     Raises LaunchError after `within_s` seconds, if the server exits, or once `give_up()` is true; it is then stopped.
     """
@@ -97,6 +96,7 @@ def launch(
                 stdout=stderr,
                 stderr=stderr,
                 pass_fds=keep,
+                env=env,
                 umask=0o077,
                 start_new_session=True,
                 preexec_fn=die_with(os.getpid()),  # noqa: PLW1509 - one system call, resolved before the fork

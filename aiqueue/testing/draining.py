@@ -112,7 +112,7 @@ class _Drain:
             before = len(self._attempts), self._session.done
             left: set[str] = set()
             if not self._session.running:
-                left = await self._list_left() or await self._list_soon()
+                left = await self._list_left(is_first=not self._attempts)
                 if not left and takes_delayed and await advance_jobs(self._client, self._takes):
                     continue
                 if not left and not self._session.running and before == (len(self._attempts), self._session.done):
@@ -129,12 +129,6 @@ class _Drain:
             poll_s = POLL_S if self._changed.is_set() else min(2 * poll_s, POLL_MAX_S)
             await asyncio.sleep(SETTLED_S)  # the slot of the attempt comes free
 
-    async def _list_soon(self) -> set[str]:
-        """Return the subjects of jobs that become due within SOON_S, such as that of a parent that was woken."""
-        soon = self._client.connection.clock.now() + SOON_S
-        ours = [job async for job in read_parked(self._client) if self._is_ours(job.subject.lane)]
-        return {job.stored.subject for job in ours if job.due_at < soon and not is_aside(job)}
-
     def _is_ours(self, lane: Lane) -> bool:
         """Whether this worker runs the jobs of a lane."""
         is_served = self._tenants is None or lane.tenant in self._tenants
@@ -144,13 +138,43 @@ class _Drain:
         """Whether a parked job only waits for its time, before this worker may run it."""
         return self._is_ours(job.subject.lane) and not waits_for_children(job) and not is_aside(job)
 
-    async def _list_left(self) -> set[str]:
-        """Return the subjects of what is to be done: due jobs first, because they move on into lanes."""
-        client, topology = self._client, self._client.topology
-        places = [(topology.parked_stream.name, f"{subjects.PARKED}.due.>")]
-        places += [(topology.ticks_stream.name, f"{subjects.TICKS}.due.>")]
-        due = await asyncio.gather(*(list_subjects(client, *each) for each in places))
+    async def _list_left(self, *, is_first: bool) -> set[str]:
+        """Return the subjects of what is to be done now or soon. `is_first`: only of lanes, if these hold jobs.
+
+        They are listed in the order in which jobs move: a job that waits for its time becomes due, and then goes into
+        its lane.
+        """
+        if is_first and (left := await self._list_lanes()):
+            return left
+        parked, ticks = self._client.topology.parked_stream.name, self._client.topology.ticks_stream.name
+        waiting, fired = await asyncio.gather(
+            list_subjects(self._client, parked, f"{subjects.PARKED}.>"),
+            list_subjects(self._client, ticks, f"{subjects.TICKS}.due.>"),
+        )
+        left = fired | {each for each in waiting if each.startswith(f"{subjects.PARKED}.due.")}
+        if len(waiting) > len(left - fired):
+            left |= await self._list_soon(waiting - left)
+        if left:
+            await self._session.timed.start_now()
+        return left | await self._list_lanes()
+
+    async def _list_soon(self, waiting: set[str]) -> set[str]:
+        """Return which of the subjects of parked jobs are of jobs that become due within SOON_S, such as that of a
+        parent that was woken, or have become due meanwhile.
+        """
+        clock = self._client.connection.clock
+        await clock.ensure(self._client.parking.stream)
+        soon = clock.now() + SOON_S
+        later = {
+            job.stored.subject
+            async for job in read_parked(self._client)
+            if job.due_at >= soon or is_aside(job) or not self._is_ours(job.subject.lane)
+        }
+        return waiting - later
+
+    async def _list_lanes(self) -> set[str]:
+        """Return the subjects of this worker's lanes that hold jobs."""
         lanes = [
             (each.stream, f"ai.{each.name}.{tenant}.>") for each in self._families for tenant in self._tenants or ("*",)
         ]
-        return set().union(*due, *await asyncio.gather(*(list_subjects(client, *each) for each in lanes)))
+        return set().union(*await asyncio.gather(*(list_subjects(self._client, *each) for each in lanes)))

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +53,12 @@ class ServerAccount:
         return list(answer.get("streams") or [])
 
     def delete_streams(self) -> None:
-        """Delete the account's streams, and with them its buckets and consumers. Raises OSError.
+        """Delete the account's streams, and with them its buckets and consumers. Raises OSError."""
+        for _ in self.deletion():
+            pass
+
+    def deletion(self) -> Generator[None]:
+        """As `delete_streams`, and yields once the server has been told to: what is left is to wait for its answers.
 
         All over one connection: this is done after each of many tests.
         """
@@ -61,21 +66,28 @@ class ServerAccount:
         with socket.create_connection(self.address, timeout=10) as link, link.makefile("rb") as answers:
             link.sendall(f"CONNECT {json.dumps(options)}\r\nSUB _INBOX.tests 1\r\n".encode())
             while True:
-                (listed,) = _ask_all(link, answers, ["STREAM.NAMES"])
+                _send_all(link, ["STREAM.NAMES"])
+                (listed,) = _read_all(link, answers, 1)
                 names = listed.get("streams") or []
-                _ask_all(link, answers, [f"STREAM.DELETE.{name}" for name in names])
+                _send_all(link, [f"STREAM.DELETE.{name}" for name in names])
+                yield
+                _read_all(link, answers, len(names))
                 if len(names) == listed.get("total", 0):
                     return
 
 
-def _ask_all(link: socket.socket, answers: BinaryIO, requests: list[str]) -> list[dict[str, Any]]:
-    """Return the answers of the JetStream API to empty requests. Raises OSError."""
+def _send_all(link: socket.socket, requests: list[str]) -> None:
+    """Send empty requests to the JetStream API. Raises OSError."""
     link.sendall("".join(f"PUB $JS.API.{each} _INBOX.tests 0\r\n\r\n" for each in requests).encode())
+
+
+def _read_all(link: socket.socket, answers: BinaryIO, count: int) -> list[dict[str, Any]]:
+    """Return the next `count` answers. Raises OSError."""
     found: list[dict[str, Any]] = []
-    while len(found) < len(requests):
+    while len(found) < count:
         line = answers.readline()
         if not line or line.startswith((b"-ERR", b"HMSG")):
-            raise ConnectionError(f"the server did not answer {requests[0]}: {line!r}")
+            raise ConnectionError(f"the server did not answer the JetStream API: {line!r}")
         if line.startswith(b"PING"):
             link.sendall(b"PONG\r\n")
         if line.startswith(b"MSG "):
@@ -101,6 +113,7 @@ class AccountServer:
         self._declared: list[tuple[str, str]] = []
         self._taken = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._deletion: Generator[None] | None = None
         self._declare(accounts)
 
     @property
@@ -119,7 +132,9 @@ class AccountServer:
                 self._port = supervisor.free_port()
                 self._write_config()
                 log = self.directory / "server.log"
-                self._process = supervisor.launch(binary, self._config, log, within_s=START_S)
+                # its streams hold little: rarer garbage collections cost less
+                environment = {"GOGC": "400", **os.environ}
+                self._process = supervisor.launch(binary, self._config, log, within_s=START_S, env=environment)
             except supervisor.LaunchError as error:
                 if not error.port_taken or number == PORT_TRIES - 1:
                     raise EmbeddedError(f"the server for tests in {self.directory} does not start: {error}") from error
@@ -132,6 +147,8 @@ class AccountServer:
         """Kill the server and delete its data. Safe twice."""
         process, self._process = self._process, None
         if process is not None:
+            if self._deletion is not None:
+                self._deletion.close()
             supervisor.stop(process, 0)
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -158,9 +175,21 @@ class AccountServer:
         return account
 
     def return_account(self, account: ServerAccount) -> None:
-        """Delete what is in an account, so that a long run does not slow the server. It is not used again."""
+        """Delete what is in an account, so that a long run does not slow the server. It is not used again.
+
+        The server is still at it when this returns: the next test need not wait.
+        """
+        self._end_deletion()
         with suppress(OSError):  # a hygiene of the run, no claim of the test
-            account.delete_streams()
+            self._deletion = account.deletion()
+            next(self._deletion, None)
+
+    def _end_deletion(self) -> None:
+        """Wait for the end of the former deletion."""
+        if self._deletion is not None:
+            with suppress(OSError):
+                for _ in self._deletion:
+                    pass
 
     @property
     def _config(self) -> Path:

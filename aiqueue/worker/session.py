@@ -17,7 +17,7 @@ from ..attempt import Handlers
 from ..client import Client
 from ..documents import Collector
 from ..enqueue import Parents
-from ..lanes import Delivery, LaneDiscovery, LanePull, Leases, Puller, StalledLaneWatch, prefetch
+from ..lanes import Delivery, LaneDiscovery, LanePull, Puller, StalledLaneWatch, prefetch
 from ..processes import Processes, Quarantine, Recipe, refuse_while_loading, reset_signals_at_fork
 from ..requests import Claims
 from ..schedules import Declared
@@ -26,6 +26,7 @@ from .awaited_results import AwaitedResults
 from .context import WorkerResources
 from .gate import Gate
 from .gathering import ChildrenResources
+from .late_leases import LateLeases
 from .lifespan import Lifespan
 from .limiting import Limiting, make_key_gate, start_keys
 from .pausing import Pausing
@@ -87,7 +88,7 @@ class Session:
             connection, deliver=self._on_delivery, gone=self._on_consumer_gone, changed=self._schedule_pull,
             drained=lambda lane: self.discovery.on_drained(lane),  # noqa: PLW0108  (it is made below)
         )  # fmt: skip
-        self.leases = Leases(connection, shortest_s=min(family.ack_wait_s for family in self._families.values()))
+        self.leases = LateLeases(connection, shortest_s=min(each.ack_wait_s for each in self._families.values()))
         self._keys = make_key_gate(
             client, self._families.values(), self._schedule_pull, lambda: self._pausing.look_again()  # noqa: PLW0108
         )  # fmt: skip
@@ -95,7 +96,7 @@ class Session:
             connection, self.puller, self._families.values(), tenants=options.tenants, changed=self._schedule_pull,
             keys=self._keys,
         )  # fmt: skip
-        self._timed = TimedWork(client, options.schedules)
+        self.timed = TimedWork(client, options.schedules)
         self.stalled_watch = StalledLaneWatch(
             connection, self.puller, free=self._count_free_slots, polled=lambda: self.discovery.poll_answered_at
         )
@@ -225,7 +226,7 @@ class Session:
             self.leases.start()
             await self.discovery.start()
             await client.connection.confirm_subscriptions(NEEDED)
-            await self._timed.start()
+            await self.timed.start(late=current_rehearsal() is not None)
             self.stalled_watch.start()
             self._sweeper = StrandedSweeper(
                 client.connection,
@@ -295,7 +296,7 @@ class Session:
             await self._sweeper.stop()
         await self._pausing.stop()
         await self.discovery.stop()
-        await self._timed.stop()
+        await self.timed.stop()
         await self.puller.close()
         await self._returns.wait()
         if self._keys is not None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from ..client import Client
 from ..enqueue import Forwarder
 from ..schedules import Declared, Declarer, Ticker
+
+LATE_S = 0.1
 
 
 class TimedWork:
@@ -18,15 +23,40 @@ class TimedWork:
             make_headers=client.make_headers,
         )  # fmt: skip
         self._declarer = Declarer(connection, topology, declared)
+        self._wanted = asyncio.Event()
+        self._late: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Raises Unavailable."""
+    async def start(self, *, late: bool = False) -> None:
+        """`late`: begin to forward and to fire LATE_S later, or at `start_now`. Raises Unavailable."""
+        if late:
+            self._late = asyncio.create_task(self._start_late())
+        else:
+            await self._start_consumers()
+        await self._declarer.start()
+
+    async def start_now(self) -> None:
+        """Something is due: forward and fire from now on. Safe twice, and after a start that was not late. Raises
+        Unavailable.
+        """
+        self._wanted.set()
+        if self._late is not None:
+            await self._late
+
+    async def _start_late(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LATE_S):
+                await self._wanted.wait()
+        await self._start_consumers()
+
+    async def _start_consumers(self) -> None:
         await self._forwarder.start()
         await self._ticker.start()
-        await self._declarer.start()
 
     async def stop(self) -> None:
         """Safe twice and unstarted."""
+        if self._late is not None:
+            self._late.cancel()
+            await asyncio.gather(self._late, return_exceptions=True)
         await self._declarer.stop()
         await self._ticker.stop()
         await self._forwarder.stop()

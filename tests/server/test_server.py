@@ -481,6 +481,18 @@ def test_a_server_whose_accounts_are_used_up_declares_more_accounts(tmp_path: Pa
         assert all(account.stream_names() == [] for account in accounts)
 
 
+async def test_what_is_in_a_returned_account_is_deleted_once_the_next_one_is_returned(tmp_path: Path) -> None:
+    with AccountServer(tmp_path / "server", accounts=2) as server:
+        returned, other = server.take(), server.take()
+        connection = await nats.connect(returned.url, user=returned.user, password=returned.password)
+        for number in range(30):
+            await connection.jetstream().add_stream(name=f"S{number}", subjects=[f"s{number}"], storage="memory")
+        await connection.close()
+        server.return_account(returned)
+        server.return_account(other)
+        assert returned.stream_names() == []
+
+
 async def test_an_own_server_keeps_port_and_data_over_kill_and_start(
     own_server: Callable[..., NatsProcess], eventually: Eventually
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -16,6 +17,7 @@ import aiqueue
 from aiqueue import Backoff, Reject, Retry, testing
 from aiqueue.errors import BadInput, JobCancelled, JobFailed, TopologyError, UnknownFamily
 from aiqueue.processes.pool import ChildProcess
+from aiqueue.worker import late_leases, timed
 
 from ..support import Account
 
@@ -327,6 +329,54 @@ async def test_a_drain_starts_child_processes_only_for_jobs_that_need_one(
     handle = await client.enqueue(Heavy(), tenant="acme")
     assert (await testing.drain(client, worker)).done == 1
     assert started == [await handle.result()]
+
+
+async def test_a_short_drain_without_delayed_jobs_starts_no_forwarder_no_ticker_and_no_second_connection(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late_leases, "AFTER_S", 60.0)  # "short" is what is shorter, however slow the machine
+    monkeypatch.setattr(timed, "LATE_S", 60.0)
+    worker = aiqueue.Worker()
+
+    @worker.handle(Ask)
+    async def names(job: aiqueue.Job[Ask]) -> list[str]:
+        return [each.name for each in threading.enumerate()]
+
+    handle = await client.enqueue(Ask(), tenant="acme")
+    assert (await testing.drain(client, worker)).done == 1
+    assert "aiqueue-leases" not in await handle.result()
+    for stream in (client.topology.parked_stream.name, client.topology.ticks_stream.name):
+        assert (await client.connection.api(f"CONSUMER.LIST.{stream}", {"offset": 0}))["total"] == 0
+
+
+async def test_in_a_drain_a_handler_gets_the_result_of_a_delayed_job_that_it_waits_for(client: aiqueue.Client) -> None:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Ask)
+    async def ask(job: aiqueue.Job[Ask]) -> str:
+        if job.message.act == "delayed":
+            return "late"
+        delayed = await client.enqueue(Ask(act="delayed"), tenant="acme", delay="300ms")
+        return str(await delayed.result(timeout=10))
+
+    handle = await client.enqueue(Ask(), tenant="acme")
+    assert (await testing.drain(client, worker)).done == 2
+    assert await handle.result() == "late"
+
+
+async def test_a_job_whose_handler_blocks_a_drain_for_longer_than_its_lease_is_delivered_once(account: Account) -> None:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Ask)
+    async def block(job: aiqueue.Job[Ask]) -> None:
+        time.sleep(1.4)
+
+    settings = aiqueue.Settings(url=account.url, user=account.user, password=account.password)
+    async with testing.client(settings, families=["agent.tasks"], ack_wait="1s") as client:
+        await client.enqueue(Ask(), tenant="acme")
+        assert (await testing.drain(client, worker)).done == 1
+        (lane,) = (await client.connection.api("CONSUMER.LIST.AI_AGENT_TASKS", {"offset": 0}))["consumers"]
+        assert lane["delivered"]["consumer_seq"] == 1
 
 
 async def test_a_job_fails_whose_handler_the_child_process_of_a_drain_does_not_find(

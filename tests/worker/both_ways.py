@@ -54,6 +54,7 @@ class Run:
         self.replies: defaultdict[tuple[str, int], list[str]] = defaultdict(list)  # by stream and sequence
         self.deliveries: defaultdict[tuple[str, int], int] = defaultdict(int)  # by stream and sequence
         self.opened_short: set[int] = set()  # numbers
+        self.hashed: dict[str, str] = {}  # texts by the ids that are hashes of them
         self.acting = Acting(self.describe_job, client)
         self.began_at = time.time()
 
@@ -62,6 +63,7 @@ class Run:
         monkeypatch.setattr(unknown_kinds, "SOON_S", 60.0)  # or a job parked before the worker's look would be moved
         monkeypatch.setattr(session, "WAIT_HERE_MAX_S", 60.0)  # on a busy machine jobs would be delivered once more
         monkeypatch.setattr(Opener, "open_first", self._opener())
+        monkeypatch.setattr(subjects, "foreign_id", self._id_noter())
         for tenant in (SHORT, FULL):
             await self._store(tenant)
         listening = await self.client.connection.subscribe("$JS.ACK.>", self._note_reply)
@@ -86,6 +88,17 @@ class Run:
             return opened
 
         return choose
+
+    def _id_noter(self) -> Any:
+        """`foreign_id`, which notes what an id is a hash of: the tenant may be in it, and is not seen in the hash."""
+        foreign_id = subjects.foreign_id
+
+        def note(value: str) -> str:
+            job_id = foreign_id(value)
+            self.hashed[job_id] = value
+            return job_id
+
+        return note
 
     async def _store(self, tenant: str) -> None:
         for number, each in enumerate(self.batch):
@@ -138,12 +151,13 @@ class Run:
     # -- what is left
 
     def text(self, text: str, tenant: str, family: str) -> str:
-        """Without the tenant, and without the sequences and times in the names of messages."""
+        """Without the tenant, also in what an id is a hash of, and without sequences and times in names of messages."""
 
         def own_id(found: re.Match[str]) -> str:
             number = self.numbers[tenant].get((family, int(found[1])))
             return f"s-of-{number}"
 
+        text = re.sub(r"\bx[0-9a-f]{40}\b", lambda found: f"x-of-{self.hashed.get(found[0], found[0])!r}", text)
         text = re.sub(r"\bs(\d+)-[0-9a-f]{12,}\b", own_id, text.replace(tenant, TENANT))
         text = re.sub(r"\b([ru])\d+-\d{9,}-([ah]\d+)", r"\1-OWN-\2", text)
         text = re.sub(r"\b(lane-\d+|dead-\d+-\d{9,})", "OWN", text)
@@ -268,8 +282,9 @@ class Run:
             ours, theirs = short.get(what, {}), full.get(what, {})
             for name in sorted({*ours, *theirs}, key=str):
                 if ours.get(name) != theirs.get(name):
-                    number = re.search(r"\d{6}|\d+$", f"{name}")
-                    about = f"{what} of {name}: {self.batch[int(number[0])] if number else '(of no number)'}"
+                    found = re.search(r"\b\d{6}|\d+$", f"{name}")
+                    number = int(found[0]) if found else len(self.batch)
+                    about = f"{what} of {name}: {self.batch[number] if number < len(self.batch) else '(of no number)'}"
                     pytest.fail(f"{about}\n the short way's: {ours.get(name)}\n the full path's: {theirs.get(name)}")
         return short
 

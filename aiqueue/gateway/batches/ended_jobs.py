@@ -42,7 +42,7 @@ async def end_without_job(
 
     1. There is no trace of the job, and it `may_be_lost`: it is enqueued again.
     2. The job was cancelled: so is the batch. Its job runs again, which stops the lines and makes the files.
-    3. The job has failed: the same, and the batch ends as failed. If that job fails too, the batch ends here: its lines
+    3. The job has failed: the same, and the batch ends as failed. If that run fails too, the batch ends here: its lines
        are cancelled, and the files have what was stored of them.
     """
     family = client.topology.family(GatewayBatch.aiq_family)
@@ -60,10 +60,12 @@ async def end_without_job(
     draft, at = batch, int(await store.now())
     if head.event != CANCELLED:
         has_failed = any(each.code == JOB_FAILED for each in batch.problems)
-        why = "its job has ended" if head.event == RESULT else str(head.as_error(batch.id))
-        draft = replace(batch, problems=(*batch.problems, LineProblem(JOB_FAILED, why[:500])))
-        if has_failed or head.event == RESULT:
-            return await _end(client, store, draft, at)
+        if not has_failed or batch.failed_run != head.run:  # else the run that is to end it waits, or was not enqueued
+            why = "its job has ended" if head.event == RESULT else str(head.as_error(batch.id))
+            problem = LineProblem(JOB_FAILED, why[:500])
+            draft = replace(batch, problems=(*batch.problems, problem), failed_run=head.run)
+            if has_failed or head.event == RESULT:
+                return await _end(client, store, draft, at)
     elif batch.status not in ("cancelling", "finalizing"):
         draft = replace(batch, status="cancelling", times={**batch.times, "cancelling_at": at})
     if draft != batch and not (draft := await _put(store, draft)).seq:

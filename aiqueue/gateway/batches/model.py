@@ -99,6 +99,7 @@ class RequestBatch:
     - `owner`: the execution that writes. `line`, `offset`: all lines up to this number, and byte, are in the parts.
       `done`: ranges of numbers above `line` that are in them, too. `sent`: no line above it has a job.
     - `output`, `error_output`: the parts, each of which ends with a line.
+    - `failed_run`: the run of its job that has failed, after which it is run once more, to end it; 0: none has.
     - `seq`: the sequence under which it is stored; 0: it is not. `written_at`: when it was written.
     """
 
@@ -133,6 +134,7 @@ class RequestBatch:
     error_output: tuple[Part, ...] = ()
     output_file_id: str | None = None
     error_file_id: str | None = None
+    failed_run: int = 0
     seq: int = 0
     written_at: float = 0.0
 

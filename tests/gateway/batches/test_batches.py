@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.errors import BadInput, NotFound, QueueFull, Unavailable
+from aiqueue.errors import BadInput, JobFailed, NotFound, QueueFull, Unavailable
 from aiqueue.gateway import Batches, BatchQuota, BatchQuotas, Budgets, UsageLedger, UsageStore
 from aiqueue.gateway.batches import BatchEnded, engine
 from aiqueue.gateway.batches.engine import BatchLines
@@ -397,6 +397,32 @@ async def test_a_batch_whose_job_is_a_dead_letter_fails_with_what_has_ended_in_i
     left = [each async for each in client.connection.read("AI_GATEWAY_REQUESTS", "ai.gateway.requests.>")]
     assert left == []
     assert await reserved_micros(client) == 0
+
+
+async def test_a_batch_whose_job_has_failed_is_not_ended_while_the_job_that_is_to_end_it_waits_for_a_worker(
+    client: aiqueue.Client, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = await create(client, map(chat_line, range(3)))
+    batches = Batches(client)
+    run = BatchLines.call
+
+    async def fail(_lines: BatchLines) -> None:
+        raise RuntimeError("as ordered")
+
+    monkeypatch.setattr("aiqueue.gateway.gateway_worker._OF_FAULTS", {Exception: aiqueue.Backoff(attempts=1)})
+    monkeypatch.setattr("aiqueue.gateway.batches.client.LOOK_AFTER_S", 0)
+    monkeypatch.setattr(BatchLines, "call", fail)
+    handle = await client.job(batch.id, family="gateway.batches", tenant="acme")
+    async with running(client, config):
+        with pytest.raises(JobFailed, match="as ordered"):
+            await handle.result(10)
+    seen = [(await batches.batch(batch.id, tenant="acme")).status for _ in range(3)]
+    assert seen == ["in_progress"] * 3
+    monkeypatch.setattr(BatchLines, "call", run)
+    async with running(client, config):
+        batch = await batches.wait(batch.id, tenant="acme")
+    assert (batch.status, [each.code for each in batch.problems]) == ("failed", ["job_failed"])
+    assert set(await reported(client, batch)) == {"c0", "c1", "c2"}
 
 
 async def test_an_input_that_vanishes_amid_its_batch_leaves_no_line_behind(

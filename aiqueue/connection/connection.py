@@ -17,6 +17,7 @@ from .clock import ServerClock
 from .dial import Revive, dial, reconnect_delay_s, restart_server
 from .faults import translate
 from .frames import Headers, PubAck, Received, Stored
+from .listeners import Listeners
 from .nats_client import NatsClient, to_its_end
 from .permissions import DeniedCallback, Permissions
 from .publish_types import AwaitedPublish, Publish
@@ -52,7 +53,7 @@ class Connection:
         self._reviving: asyncio.Task[None] | None = None
         self._lost_at = 0.0
         self._subscriptions: set[Subscription] = set()
-        self._regained: list[Callable[[], None]] = []
+        self._regained: Listeners[Callable[[], None]] = Listeners()
         self._replies = ReplyInbox(self)
         self.clock = ServerClock(self.api)
         self._permissions = Permissions(self._replies, self._subscriptions, lambda: self.clock.probing)
@@ -130,8 +131,7 @@ class Connection:
 
     def on_regained(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` after each reconnect: pulls and messages are lost. Returns a function that removes it."""
-        self._regained.append(callback)
-        return lambda: self._regained.remove(callback) if callback in self._regained else None
+        return self._regained.add(callback)
 
     def on_denied(self, callback: DeniedCallback) -> Callable[[], None]:
         """Call `callback` with subject and error of each denied publish. Returns a function that removes it."""
@@ -422,7 +422,7 @@ class Connection:
         self._permissions.forget_logged()
         self._replies.window.on_reconnected()
         log.warning("reconnected to %s after %.1f s", self.server, time.monotonic() - self._lost_at)
-        for callback in list(self._regained):
+        for callback in self._regained.all():
             callback()
 
     async def _on_closed(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from ..errors import AccessDenied
 from .faults import denied_right, error_text, translate
+from .listeners import Listeners
 from .reply_inbox import ReplyInbox
 from .subscription import Subscription
 
@@ -27,14 +28,13 @@ class Permissions:
         self._replies = replies
         self._subscriptions = subscriptions
         self._is_probing = is_probing
-        self._listeners: list[DeniedCallback] = []
+        self._listeners: Listeners[DeniedCallback] = Listeners()
         self._logged: set[str] = set()  # since the last reconnect: each is logged once
         self.denied_inbox = ""  # the reply inbox, if this user may not subscribe to it
 
     def listen(self, callback: DeniedCallback) -> Callable[[], None]:
         """Call `callback` with the subject and the error of each denied publish. Returns a function that ends this."""
-        self._listeners.append(callback)
-        return lambda: self._listeners.remove(callback) if callback in self._listeners else None
+        return self._listeners.add(callback)
 
     def on_error(self, error: Exception) -> None:
         """Handle an error that no call raises. A denied right ends the calls that wait for it; the rest is logged."""
@@ -54,7 +54,7 @@ class Permissions:
         problem = AccessDenied(f"permission denied: this user may not {verb} to {subject}")
         if verb == "publish":
             self._replies.deny_subject(subject.lower())
-            for callback in list(self._listeners):
+            for callback in self._listeners.all():
                 callback(subject, problem)
         elif subject.lower() == f"{self._replies.inbox}*".lower():
             self.denied_inbox = f"{self._replies.inbox}*"

@@ -17,6 +17,7 @@ from .publish_window import Window, WindowConnection
 _VERBS = ("INFO", "STREAM.INFO.", "STREAM.NAMES", "STREAM.MSG.GET.", "CONSUMER.INFO.", "CONSUMER.CREATE.")
 REPEATABLE = tuple(f"$JS.API.{verb}" for verb in _VERBS)
 REPEAT_S = 1.0
+REPEATABLE_MAX = 256  # such requests of one connection that await their replies; further ones wait, and are not late
 
 
 class RequestConnection(WindowConnection, Protocol):
@@ -36,6 +37,7 @@ class ReplyInbox:
         self._connection = connection
         self._requests: dict[bytes, tuple[asyncio.Future[Received], str]] = {}  # by token: the waiter, its subject
         self._reads: dict[bytes, tuple[asyncio.Queue[Received | AIQueueError], str]] = {}  # the same, of many replies
+        self._room = asyncio.Semaphore(REPEATABLE_MAX)
         self._count = 0
         self.window = Window(connection)
         self.inbox = ""
@@ -44,9 +46,16 @@ class ReplyInbox:
     async def request(self, subject: str, block: bytes, body: bytes, timeout_s: float) -> Received:
         """Send one request and return its reply. `block` is encoded by `frames.block`; the caller has checked the size.
 
-        While no server replies, a request in REPEATABLE is sent again every REPEAT_S.
+        While no server replies, a request in REPEATABLE is sent again every REPEAT_S. Of thousands at once, which the
+        server answers one by one, most would be: so they are sent REPEATABLE_MAX at a time, and each has `timeout_s`.
         Raises Unavailable (no reply in time, or the connection was lost) and AccessDenied.
         """
+        if not subject.startswith(REPEATABLE):
+            return await self._request(subject, block, body, timeout_s, repeats=False)
+        async with self._room:
+            return await self._request(subject, block, body, timeout_s, repeats=True)
+
+    async def _request(self, subject: str, block: bytes, body: bytes, timeout_s: float, *, repeats: bool) -> Received:
         loop = asyncio.get_running_loop()
         self._count += 1
         token = f"r{self._count:x}"  # tokens of the window start with a hex digit or with "g"
@@ -55,7 +64,7 @@ class ReplyInbox:
         timer = loop.call_later(timeout_s, _time_out_request, future, subject, timeout_s)
         try:
             await self._connection.send(subject, self.inbox + token, block, body)
-            while subject.startswith(REPEATABLE) and not (await asyncio.wait([future], timeout=REPEAT_S))[0]:
+            while repeats and not (await asyncio.wait([future], timeout=REPEAT_S))[0]:
                 await self._connection.send(subject, self.inbox + token, block, body)
             return await future
         finally:

@@ -22,7 +22,7 @@ import nkeys
 import pytest
 
 from aiqueue.config import Settings
-from aiqueue.connection import Connection, Received, frames
+from aiqueue.connection import Connection, Received, frames, reply_inbox
 from aiqueue.connection.dial import RECONNECT_CAP_S, RECONNECT_FIRST_S, reconnect_delay_s
 from aiqueue.connection.faults import CLASSES, CODES, error_text, from_api, translate
 from aiqueue.errors import (
@@ -389,6 +389,32 @@ async def test_without_jetstream_an_api_call_says_so(own_server: OwnServer) -> N
 async def test_a_request_that_nobody_takes_is_unavailable_at_once(conn: Connection) -> None:
     with pytest.raises(Unavailable, match="no responders"):
         await conn.request("nobody", b"", timeout_s=5)
+
+
+async def test_thousands_of_reads_at_once_are_sent_once_each_however_long_all_of_them_take(
+    account: Account, conn: Connection, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(reply_inbox, "REPEAT_S", 0.1)
+    await make_stream(conn)
+    await conn.store("s.x", b"1", {"Nats-Msg-Id": "1"})
+    sent: list[Received] = []
+    async with connected(account) as observer:
+        await observer.subscribe("$JS.API.STREAM.MSG.GET.S", sent.append)
+        await observer.flush()
+        found = await asyncio.gather(*(conn.get("S", 1) for _ in range(4_000)))
+        await eventually(lambda: len(sent) >= 4_000)
+        await observer.flush()
+    assert {each.data for each in found if each is not None} == {b"1"}
+    assert len(sent) <= 4_400
+
+
+async def test_thousands_who_hear_of_a_regained_link_leave_in_any_order_without_a_search(conn: Connection) -> None:
+    removals = [conn.on_regained(lambda: None) for _ in range(20_000)]
+    started = time.process_time()
+    for remove in reversed(removals):
+        remove()
+        remove()
+    assert time.process_time() - started < 1
 
 
 async def test_a_request_that_is_given_up_as_the_connection_is_lost_leaves_no_word_in_the_log(

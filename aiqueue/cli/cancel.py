@@ -40,7 +40,7 @@ def cancel(
     async def cancel_job(client: Client) -> Verdict:
         return await client.cancels.cancel_by_id(job, family=family, tenant=tenant)
 
-    verdict = options.run_with_client(cancel_job)
+    verdict = options.run_with_client(cancel_job, acts=True)
     if json:
         output.print_json({"job_id": job, "cancelled": verdict.cancelled, "detail": verdict.detail})
     elif verdict.cancelled:

@@ -214,7 +214,7 @@ def replay(
         found = await selection.find(client.dead)
         return await _apply_to_each(client.dead, found, client.dead.replay, "replaying")
 
-    _print_outcome(options.run_with_client(replay_selected), "replayed", json)
+    _print_outcome(options.run_with_client(replay_selected, acts=True), "replayed", json)
 
 
 def purge(
@@ -239,7 +239,7 @@ def purge(
     selection = _Selection(seqs, _filter(family, tenant, kind, job, older), everything)
     if not yes and not is_interactive():
         raise BadInput("purge deletes dead letters permanently and there is no terminal to confirm it: add --yes")
-    found = options.run_with_client(lambda client: selection.find(client.dead))
+    found = options.run_with_client(lambda client: selection.find(client.dead), acts=True)
     question = f"Delete {output.format_count(len(found), 'dead letter')} permanently?"
     if found and not yes and not typer.confirm(question, err=True):
         output.print_line("nothing was deleted", err=True)
@@ -248,7 +248,7 @@ def purge(
     async def purge_found(client: Client) -> _Outcome:
         return await _apply_to_each(client.dead, found, client.dead.purge, "purging")
 
-    _print_outcome(options.run_with_client(purge_found) if found else _Outcome(), "deleted", json)
+    _print_outcome(options.run_with_client(purge_found, acts=True) if found else _Outcome(), "deleted", json)
 
 
 def is_interactive() -> bool:

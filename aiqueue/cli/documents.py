@@ -128,7 +128,7 @@ def rm(options: ServerOptions, sha256: Sha, *, tenant: Tenant) -> None:
     async def forget(client: Client) -> bool:
         return await client.documents.forget(await client.documents.get(sha256, tenant=tenant))
 
-    deleted = options.run_with_client(forget)
+    deleted = options.run_with_client(forget, acts=True)
     output.print_line(
         "deleted" if deleted else "a job, a result or a step still needs it: it will be deleted when none does"
     )
@@ -153,7 +153,7 @@ def collect(
 
         return await Collector(client.connection, client.topology).collect(grace_s=grace)
 
-    collected = options.run_with_client(run_collector)
+    collected = options.run_with_client(run_collector, acts=True)
     if json:
         output.print_json(vars(collected))
         return

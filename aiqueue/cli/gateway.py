@@ -56,7 +56,7 @@ def usage(
             await Budgets(store, ledger).stats(when, whom),
         )
 
-    when, totals, budgets = options.run_with_client(fetch, reads=not rebuild)
+    when, totals, budgets = options.run_with_client(fetch, reads=not rebuild, acts=rebuild)
     if json:
         output.print_json(
             {

@@ -152,7 +152,7 @@ def revoke(
 
         return await ApiKeys(client).revoke(key)
 
-    revoked = options.run_with_client(run)
+    revoked = options.run_with_client(run, acts=True)
     if json:
         plain: dict[str, Any] = revoked.plain()
         output.print_json(plain)

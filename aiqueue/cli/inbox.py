@@ -248,7 +248,7 @@ def rm(options: ServerOptions, agent: Name, *, tenant: Tenant) -> None:
     async def remove_agent(client: Client) -> int:
         return await client.inboxes.remove(agent, tenant=tenant)
 
-    deleted = options.run_with_client(remove_agent)
+    deleted = options.run_with_client(remove_agent, acts=True)
     mail = output.format_count(deleted, "unread mail")
     output.print_line(f"agent {agent} of {tenant} is unregistered; {mail} deleted")
 

@@ -88,7 +88,7 @@ def unset_limit(
         declared = client.topology.families.get(family)
         return removed, await client.limits(family if declared is not None and declared.limit_key else None)
 
-    removed, left = options.run_with_client(run)
+    removed, left = options.run_with_client(run, acts=True)
     left = [each for each in left if each.family == family]
     found = next((each for each in left if (each.key, each.tenant) == (key, whom)), None)
     if json:

@@ -115,17 +115,23 @@ class ServerOptions:
         return Client(self.settings(embedded=embedded))
 
     def run_with_client(
-        self, work: Callable[[Client], Awaitable[T]], *, declare: bool = True, reads: bool = False
+        self, work: Callable[[Client], Awaitable[T]], *, declare: bool = True, reads: bool = False, acts: bool = False
     ) -> T:
         """Open a client, return what `work` returns for it, and close the client. `declare` as in `Client.open`.
 
-        `reads`: the command only reads, so no embedded server is started and no stream is created for it.
+        `reads`: the command only reads, so no embedded server is started and no stream is created for it. `acts`: it
+        changes what is stored, and stores nothing new, so an embedded server is started only where its data are.
         """
         import asyncio  # noqa: PLC0415
 
         async def run() -> T:
+            from ..server import find_directory  # noqa: PLC0415
+
             client = self.client()
-            await client.open(declare=declare and not reads, start=not reads)
+            start = not reads
+            if acts and not client.settings.servers:
+                start = (client.settings.directory or find_directory()).is_dir()
+            await client.open(declare=declare and not reads, start=start)
             try:
                 return await work(client)
             finally:

@@ -94,7 +94,7 @@ def resume(
         resumed = await client.resume(family, tenant=tenant, kind=kind, key=key)
         return resumed, [each for each in await client.pauses() if each.family == family]
 
-    resumed, left = options.run_with_client(run)
+    resumed, left = options.run_with_client(run, acts=True)
     scope = str(PauseScope(family, tenant, kind, key))
     if json:
         output.print_json({"resumed": resumed, "left": [asdict(each) for each in left]})

@@ -61,7 +61,7 @@ def reschedule(
             await handle.reschedule(delay=delay, at=at)
         return handle
 
-    handle = options.run_with_client(move)
+    handle = options.run_with_client(move, acts=True)
     if json:
         output.print_json({"job_id": handle.id, "due": handle.due})
     elif now or handle.due is None:

@@ -31,6 +31,13 @@ READING = [
     "rag ls --tenant acme",
     "rag status d --tenant acme", "rag stats --tenant acme", "server --print-url",
 ]  # fmt: skip
+ACTING = [
+    "cancel doc-1", "reschedule doc-1 --delay 1h", "dead replay --all", "dead purge --all --yes",
+    "resume agent.tasks", "limits unset agent.tasks key", "schedule rm s --tenant acme",
+    "schedule run s --tenant acme", "schedule pause s --tenant acme", "schedule resume s --tenant acme",
+    "schedule prune --owner o --yes", "inbox rm a --tenant acme", "documents collect",
+    f"documents rm {'0' * 64} --tenant acme", "gateway usage --rebuild", "gateway keys revoke k-1",
+]  # fmt: skip
 STARTING = [
     "work app:worker", "gateway serve", "respond", "enqueue echo {} --tenant acme", "apply", "cancel doc-1",
 ]  # fmt: skip
@@ -70,8 +77,8 @@ def names(directory: Path) -> list[str]:
     return sorted(each.name for each in directory.iterdir() if each.name != "__pycache__")
 
 
-@pytest.mark.parametrize("command", READING)
-def test_what_only_reads_starts_no_server_and_makes_no_directory(place: Path, command: str) -> None:
+@pytest.mark.parametrize("command", [*READING, *ACTING])
+def test_what_stores_nothing_new_starts_no_server_and_makes_no_directory(place: Path, command: str) -> None:
     result = run_main(*command.split())
     assert result.returncode == 1
     assert one_line(result) == (
@@ -79,6 +86,13 @@ def test_what_only_reads_starts_no_server_and_makes_no_directory(place: Path, co
         "use another server"
     )
     assert names(place) == ["app.py"]
+
+
+def test_what_changes_what_is_stored_starts_the_server_of_its_data(place: Path) -> None:
+    (place / DIRECTORY).mkdir()
+    result = run_main("cancel", "doc-1")
+    assert (result.returncode, one_line(result).startswith("error: no trace of job doc-1")) == (1, True), result.stderr
+    assert "server.conf" in names(place / DIRECTORY)
 
 
 @pytest.mark.parametrize("command", [*STARTING, "work app:worker --processes 2", "inspect", "plan"])

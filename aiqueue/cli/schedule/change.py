@@ -30,7 +30,9 @@ def rm(
 
     Exit codes: 0 removed; 1 there is no such schedule.
     """
-    removed = options.run_with_client(lambda client: client.schedules.remove(schedule_id, tenant=tenant, owner=owner))
+    removed = options.run_with_client(
+        lambda client: client.schedules.remove(schedule_id, tenant=tenant, owner=owner), acts=True
+    )
     if json:
         output.print_json({"removed": removed})
     elif removed:
@@ -59,7 +61,7 @@ def prune(
     async def find(client: Client) -> list[UndeclaredSchedule]:
         return await (client.schedules.prune(owner) if yes else client.schedules.find_undeclared(owner))
 
-    found = options.run_with_client(find, reads=not yes)
+    found = options.run_with_client(find, reads=not yes, acts=yes)
     if json:
         shown = [{"id": each.id, "tenant": each.tenant, "declared_at": each.declared_at} for each in found]
         output.print_json({"owner": owner, "removed": yes, "schedules": shown})
@@ -97,7 +99,9 @@ def pause(
 
     `aiqueue pause` is another matter: ticks of a paused family or tenant are enqueued, and their jobs wait.
     """
-    paused = options.run_with_client(lambda client: client.schedules.pause(schedule_id, tenant=tenant, reason=reason))
+    paused = options.run_with_client(
+        lambda client: client.schedules.pause(schedule_id, tenant=tenant, reason=reason), acts=True
+    )
     if json:
         pause_data = paused.paused and paused.paused._asdict()
         output.print_json({"id": paused.id, "tenant": paused.tenant, "paused": pause_data})
@@ -107,7 +111,7 @@ def pause(
 
 def resume(options: ServerOptions, schedule_id: ScheduleId, *, tenant: Tenant, json: Json = False) -> None:
     """Have a schedule fire again, from its next tick after now. Ticks of the pause are left out: see `backfill`."""
-    found = options.run_with_client(lambda client: client.schedules.resume(schedule_id, tenant=tenant))
+    found = options.run_with_client(lambda client: client.schedules.resume(schedule_id, tenant=tenant), acts=True)
     if json:
         next_at = None if found.next_ms is None else found.next_ms / 1000
         output.print_json({"id": found.id, "tenant": found.tenant, "next_at": next_at})

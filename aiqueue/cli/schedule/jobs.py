@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def run(options: ServerOptions, schedule_id: ScheduleId, *, tenant: Tenant, json: Json = False) -> None:
     """Enqueue a job of a schedule at once, also while it is paused. Its ticks stay as they are."""
-    asked = options.run_with_client(lambda client: client.schedules.run_now(schedule_id, tenant=tenant))
+    asked = options.run_with_client(lambda client: client.schedules.run_now(schedule_id, tenant=tenant), acts=True)
     if json:
         output.print_json(_to_data(asked))
     elif asked.by_owner:
@@ -42,7 +42,7 @@ def backfill(
     Ticks that have a job are left out, as far as its stream or its journal, which is kept for a day, still knows it.
     """
     found = options.run_with_client(
-        lambda client: client.schedules.backfill(schedule_id, start, end, tenant=tenant, limit=limit)
+        lambda client: client.schedules.backfill(schedule_id, start, end, tenant=tenant, limit=limit), acts=True
     )
     if json:
         output.print_json([_to_data(each) for each in found])

@@ -10,13 +10,14 @@ class EventParser:
     """
 
     def __init__(self) -> None:
-        self._line = b""  # one that has not come whole
+        self._line = bytearray()  # one that has not come whole
         self._data: list[bytes] = []  # of an event that has not
+        self._data_bytes = 0  # of the lines that these came in
 
     @property
     def kept(self) -> int:
-        """How many bytes are kept of an event that has not come whole."""
-        return len(self._line) + sum(map(len, self._data))
+        """How many bytes have come of an event that has not come whole, without the lines that are passed over."""
+        return len(self._line) + self._data_bytes
 
     def feed(self, part: bytes) -> list[bytes]:
         """Return the data of the events that end in `part`."""
@@ -24,17 +25,23 @@ class EventParser:
             events = part[6:-2].split(b"\n\ndata: ")
             if part.count(b"\n") == 2 * len(events) and b"\r" not in part:
                 return events
-        *lines, self._line = (self._line + part).split(b"\n")
+        end, *lines = part.split(b"\n")
+        self._line += end  # what it has is not copied: an image comes in thousands of parts
+        if not lines:
+            return []
+        lines.insert(0, bytes(self._line))
+        self._line = bytearray(lines.pop())
         events = []
         for line in lines:
             text = line.removesuffix(b"\r")
             if text.startswith(b"data:"):
                 self._data.append(text[5:].removeprefix(b" "))
+                self._data_bytes += len(line) + 1
             elif not text and self._data:
                 events += self.rest()
         return events
 
     def rest(self) -> list[bytes]:
         """Return the data of an event that the end of the stream has cut off, without a line that is not whole."""
-        data, self._data = self._data, []
+        data, self._data, self._data_bytes = self._data, [], 0
         return [b"\n".join(data)] if data else []

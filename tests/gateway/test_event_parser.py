@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from aiqueue.gateway.event_parser import EventParser
@@ -40,6 +42,22 @@ def test_events_are_the_same_in_any_parts(body: bytes, events: list[bytes]) -> N
 def test_what_is_kept_of_an_event_that_is_not_whole_is_counted() -> None:
     parser = EventParser()
     assert parser.feed(b"data: abc\ndata: de") == []
-    assert parser.kept == len(b"abc") + len(b"data: de")
+    assert parser.kept == len(b"data: abc\ndata: de")
     assert parser.feed(b"\n\n") == [b"abc\nde"]
     assert parser.kept == 0
+
+
+def test_lines_without_data_count_as_what_is_kept_of_their_event() -> None:
+    parser = EventParser()
+    assert parser.feed(b"data:\n" * 1_000) == []
+    assert parser.kept == 6_000
+
+
+def test_an_event_of_megabytes_in_thousands_of_parts_costs_no_copy_a_part() -> None:
+    parser, part, started = EventParser(), b"x" * 1024, time.process_time()
+    assert parser.feed(b"data: ") == []
+    for _ in range(4_096):
+        assert parser.feed(part) == []
+        assert parser.kept
+    assert parser.feed(b"\n\n") == [part * 4_096]
+    assert time.process_time() - started < 1

@@ -83,7 +83,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._base_context = contextvars.copy_context()  # every job gets a copy: a job starts inside another one's task
         self._pull_scheduled = False  # `_pull` runs in this turn of the event loop, or in the next one
-        self._held_min = 0  # with fewer jobs waiting here or requested, more are requested at once
+        self._held_min = 0  # with fewer jobs here or requested, more are requested at once
         self.puller = Puller(
             connection, deliver=self._on_delivery, gone=self._on_consumer_gone, changed=self._schedule_pull,
             drained=lambda lane: self.discovery.on_drained(lane),  # noqa: PLW0108  (it is made below)
@@ -97,9 +97,8 @@ class Session:
             keys=self._keys,
         )  # fmt: skip
         self.timed = TimedWork(client, options.schedules)
-        self.stalled_watch = StalledLaneWatch(
-            connection, self.puller, free=self._count_free_slots, polled=lambda: self.discovery.poll_answered_at
-        )
+        polled = lambda: self.discovery.poll_answered_at  # noqa: E731
+        self.stalled_watch = StalledLaneWatch(connection, self.puller, free=self._count_free_slots, polled=polled)
         self._collector = Collector(connection, client.topology)
         self._running: dict[tuple[object, ...], Delivery] = {}
         self._last_ended: asyncio.Future[None] | None = None  # a drain waits for it
@@ -389,8 +388,8 @@ class Session:
         """Start a task that runs the delivery, whose job does not run here."""
         assert self.runner is not None
         self._running[delivery.location] = delivery
-        if delivery.lane.turn is not None:
-            delivery.lane.turn.running += 1
+        if (turn := delivery.lane.turn) is not None:
+            turn.running += 1
         # not asyncio.create_task: asking for the running loop is a system call (getpid) in Python 3.11
         delivery.task = self._loop.create_task(self.runner.run_delivery(delivery), context=self._base_context.copy())
 
@@ -401,10 +400,10 @@ class Session:
         mean_s = self._mean_handler_s
         self._mean_handler_s = took_s if mean_s is None else mean_s + SMOOTHING * (took_s - mean_s)
         self.leases.drop_lease(delivery.reply)
-        delivery.task = None  # its context holds the job, and the job the delivery
         del self._running[delivery.location]
-        if delivery.lane.turn is not None:
-            delivery.lane.turn.running -= 1
+        if (turn := delivery.lane.turn) is not None:
+            turn.running -= 1
+        delivery.task = None  # its context holds the job, and the job the delivery
         self.done += 1
         if self._last_ended is not None and not self._running and not self._last_ended.done():
             self._last_ended.set_result(None)

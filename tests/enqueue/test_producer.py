@@ -411,7 +411,7 @@ async def test_closing_a_sync_client_ends_the_calls_of_other_threads_and_its_own
         with aiqueue.connect_sync(**arguments_of_connect) as sync:
             waiter = threading.Thread(target=wait, args=(sync.enqueue(Task(), tenant="acme"),))
             waiter.start()
-            while not sync._client.connection._regained:  # the waiter is at work
+            while not sync._client.connection._regained.all():  # the waiter is at work
                 time.sleep(0.005)
         waiter.join(10)
         assert not waiter.is_alive()

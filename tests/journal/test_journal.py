@@ -363,7 +363,7 @@ async def test_no_final_entry_in_time_is_a_result_timeout_and_leaves_nothing_beh
         with pytest.raises(ResultTimeout, match=r"0\.1 s"):
             await wait_for_outcome(journal, SUBJECT, run=1, timeout_s=0.1)
     assert journal.connection._subscriptions == set()
-    assert journal.connection._regained == []
+    assert journal.connection._regained.all() == []
 
 
 async def test_a_final_entry_said_while_the_waiter_was_cut_off_is_found_after_the_reconnect(
@@ -373,7 +373,7 @@ async def test_a_final_entry_said_while_the_waiter_was_cut_off_is_found_after_th
     async with opened(server) as waiter:
         await new_writer(waiter).write(PROGRESS, 0)
         waiting = asyncio.create_task(wait_for_outcome(waiter, SUBJECT, run=1, timeout_s=30))
-        await eventually(lambda: waiter.connection._regained)
+        await eventually(waiter.connection._regained.all)
         await waiter.connection.flush()
         server.kill()
         await eventually(lambda: not waiter.connection.connected)

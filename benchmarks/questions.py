@@ -83,7 +83,7 @@ PEERS = Question(
 )  # fmt: skip
 TEXTS = ("around", "cancel", "delayed", "documents", "endurance", "failing")  # they tell theirs as text
 # with options of their own
-OWN = ("soak", "fuzz", "resume", "requests", "provider", "gateway", "rag", "schedules", "peers")
+OWN = ("soak", "fuzz", "resume", "requests", "provider", "gateway", "rag", "schedules", "tenancy", "peers")
 ALL = {**ROWS, "peers": PEERS}
 
 

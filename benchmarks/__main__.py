@@ -2,8 +2,8 @@
 
 ``python -m benchmarks QUESTION [--rounds N] [--jobs N] [--json]`` asks one, on an embedded server of its own in a
 temporary directory. ``python -m benchmarks all`` asks all of them and the peers, and writes the page; ``report`` draws
-it again. ``soak``, ``fuzz``, ``resume``, ``requests``, ``provider``, ``gateway``, ``rag``, ``schedules``, ``tenancy`` and
-``peers`` have options of their own (``soak --help``).
+it again. ``soak``, ``fuzz``, ``resume``, ``requests``, ``provider``, ``gateway``, ``rag``, ``schedules``, ``tenancy``
+and ``peers`` have options of their own (``soak --help``).
 Absolute figures belong to the machine; the ratio of the medians is what travels.
 """
 

@@ -11,11 +11,18 @@ import argparse
 from pathlib import Path
 
 from ..scenarios import Scenario, make_parser, parse, run_all, say
-from . import draining
+from . import draining, holding, killing, sharing
 from .bench import Asked
 
 SCENARIOS: dict[str, Scenario[Asked]] = {
     "drain": draining.drain,
+    "backlog": sharing.backlog,
+    "held-later": holding.held_later,
+    "held-before": holding.held_before,
+    "held-full": holding.held_full,
+    "kills-two": killing.kills_two,
+    "kills-four": killing.kills_four,
+    "both": killing.both,
 }
 
 
@@ -32,9 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of drains, in turns")
     parser.add_argument("--shapes", type=_shape, nargs="+", default=(), metavar="TENANTSxJOBS", help="of drains")
     parser.add_argument("--storages", nargs="+", choices=("file", "memory"), default=("file", "memory"))
+    parser.add_argument("--tenants", type=int, default=1_000, help="of backlog, kills and both")
+    parser.add_argument("--jobs", type=int, default=2_000, help="of each tenant's backlog, and at most in the others")
+    parser.add_argument("--handlers-ms", type=float, nargs="+", default=(0.0, 5.0), metavar="MS", help="of backlog")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of backlog")
     chosen = parse(parser, SCENARIOS, arguments)
     asked = Asked(
         former=chosen.former and chosen.former.resolve(), rounds=chosen.rounds, shapes=chosen.shapes,
-        storages=chosen.storages, seed=chosen.seed, keep=chosen.keep, say=say,
+        storages=chosen.storages, tenants=chosen.tenants, jobs=chosen.jobs, handlers_ms=chosen.handlers_ms,
+        seconds=chosen.seconds, seed=chosen.seed, keep=chosen.keep, say=say,
     )  # fmt: skip
     return run_all(chosen, SCENARIOS, asked)

@@ -35,7 +35,7 @@ name = "{stream}"
 max_bytes = "16GiB"
 max_msgs_per_subject = 1_000_000
 [consumer]
-ack_wait = "5s"
+ack_wait = "{ack_wait_s:g}s"
 """
 
 
@@ -67,6 +67,7 @@ class Setting:
     at_once: tuple[int, int] = (0, 1)
     slots: int = SLOTS
     handler_s: float = 0.0
+    ack_wait_s: float = 30.0
     former: Sequence[bool] = (False,)
     ends: bool = False
     stored: Path | None = None
@@ -105,8 +106,9 @@ class Ground(System):
 
     def write_files(self) -> None:
         text = FAMILY_FILE.format(
-            family=app.FAMILY, storage=self.setting.storage, tenants=self.setting.tenants, stream=STREAM
-        )
+            family=app.FAMILY, stream=STREAM, storage=self.setting.storage, tenants=self.setting.tenants,
+            ack_wait_s=self.setting.ack_wait_s,
+        )  # fmt: skip
         (self._streams / "tenancy_jobs.toml").write_text(text)
         if self.setting.stored is not None:
             shutil.copytree(self.setting.stored, self.directory / "server")

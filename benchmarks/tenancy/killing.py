@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..chaos import checker, records
 from ..chaos.checker import Evidence
+from ..chaos.nemesis import Fault
 from ..chaos.records import Line, Run
 from ..common import until
 from ..scenarios import Finding
@@ -15,6 +16,7 @@ from .bench import Asked, Entry, accounts, ground
 
 KILLED_JOBS, BOTH_JOBS = 40, 60  # of each tenant, at most
 HANDLER_S = 0.002
+ACK_WAIT_S = 15.0  # with a shorter one a busy machine's acks come too late
 LEAST_SHARE = 0.02
 
 
@@ -31,10 +33,21 @@ def runs(entries: Iterable[Entry]) -> list[Run]:
     return sorted(found, key=lambda run: run.start)
 
 
+def _told(found: Sequence[Run], number: int, faults: Sequence[Fault]) -> str:
+    """The runs of a job in words, times from the first run of all."""
+    begun = found[0].start
+    ended = {fault.victim: f", killed at {fault.at - begun:.3f} s" for fault in faults}
+    return "; ".join(
+        f"run of {run.pid} from {run.start - begun:.3f} s to "
+        f"{'no end' if run.end is None else f'{run.end - begun:.3f} s'}{ended.get(run.pid, '')}"
+        for run in found if run.number == number
+    )  # fmt: skip
+
+
 async def _killed(asked: Asked, workers: int) -> list[Finding]:
     tenants, jobs = asked.tenants, min(asked.jobs, KILLED_JOBS)
     count = tenants * jobs
-    async with ground(asked, former=(False,) * workers, ends=True, handler_s=HANDLER_S) as here:
+    async with ground(asked, former=(False,) * workers, ends=True, handler_s=HANDLER_S, ack_wait_s=ACK_WAIT_S) as here:
         await here.fill(tenants, jobs)
         here.workers.start()
         await until(lambda: here.entries > 0, lambda: f"no job had begun; the workers said: {here.tail()}")
@@ -46,6 +59,8 @@ async def _killed(asked: Asked, workers: int) -> list[Finding]:
         enqueued = [Line(records.ACKED, number, "0", 0.0) for number in range(count)]
         verdict = checker.check(Evidence(enqueued, found, here.faults, None, (), left))
         dead = [each async for each in here.client.dead.find()]
+    for number in verdict.unexplained:
+        asked.say(f"  job {number}: {_told(found, number, here.faults)}")
     recovered = [each for every in checker.recoveries(found, here.faults) for each in every.elsewhere]
     return [
         Finding("jobs", count),

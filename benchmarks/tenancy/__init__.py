@@ -43,10 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2_000, help="of each tenant's backlog, and at most in the others")
     parser.add_argument("--handlers-ms", type=float, nargs="+", default=(0.0, 5.0), metavar="MS", help="of backlog")
     parser.add_argument("--seconds", type=float, default=30.0, help="of backlog")
+    parser.add_argument(
+        "--stored", type=Path, metavar="DIRECTORY", help="keep backlogs there, and take them from there"
+    )
     chosen = parse(parser, SCENARIOS, arguments)
     asked = Asked(
         former=chosen.former and chosen.former.resolve(), rounds=chosen.rounds, shapes=chosen.shapes,
         storages=chosen.storages, tenants=chosen.tenants, jobs=chosen.jobs, handlers_ms=chosen.handlers_ms,
-        seconds=chosen.seconds, seed=chosen.seed, keep=chosen.keep, say=say,
+        seconds=chosen.seconds, stored=chosen.stored, seed=chosen.seed, keep=chosen.keep, say=say,
     )  # fmt: skip
     return run_all(chosen, SCENARIOS, asked)

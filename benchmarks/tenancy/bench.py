@@ -43,6 +43,7 @@ ack_wait = "{ack_wait_s:g}s"
 class Asked(scenarios.Asked):
     """What the command line asked for. `former`: a checkout of a former version. `shapes`: how many tenants, with how
     many jobs each, are drained. `tenants`, `jobs`, `handlers_ms` and `seconds`: of the other scenarios.
+    `stored`: where filled servers' directories are kept for the next time.
     """
 
     former: Path | None = None
@@ -53,6 +54,7 @@ class Asked(scenarios.Asked):
     jobs: int = 2_000
     handlers_ms: Sequence[float] = (0.0, 5.0)
     seconds: float = 30.0
+    stored: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

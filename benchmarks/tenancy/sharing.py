@@ -27,13 +27,14 @@ WITHIN = 0.1
 
 @asynccontextmanager
 async def _backlog(asked: Asked) -> AsyncIterator[Path]:
-    """A server's directory with the backlog of all tenants."""
+    """A server's directory with the backlog of all tenants, kept where that was asked."""
     with tempfile.TemporaryDirectory(prefix="aiqueue-scenario-") as directory:
-        stored = Path(directory) / "server"
-        async with ground(asked) as here:
-            with told(asked.say, f"{asked.tenants * asked.jobs:,} jobs enqueued"):
-                await here.fill(asked.tenants, asked.jobs)
-            here.keep_store(stored)
+        stored = (asked.stored or Path(directory)) / f"{asked.tenants}x{asked.jobs}"
+        if not stored.exists():
+            async with ground(asked) as here:
+                with told(asked.say, f"{asked.tenants * asked.jobs:,} jobs enqueued"):
+                    await here.fill(asked.tenants, asked.jobs)
+                here.keep_store(stored)
         yield stored
 
 

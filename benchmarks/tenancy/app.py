@@ -13,7 +13,8 @@ import aiqueue
 
 FAMILY = "tenancy.jobs"
 LOG, HANDLER_S, ENDS = "TENANCY_LOG", "TENANCY_HANDLER_S", "TENANCY_ENDS"
-RECORD = struct.Struct("<IIqdd")  # START or END, process id, the job's number, when it was enqueued, when this was
+PID = "TENANCY_PID"  # of the worker: a job whose worker has died may be run in a child of another one
+RECORD = struct.Struct("<IIqdd")  # what, the worker's process id, the job's number, when it was enqueued, when this was
 START, END = 0, 1
 TEXT = "x" * 160
 
@@ -28,7 +29,7 @@ class Task(aiqueue.Message, kind="tenancy.task", family=FAMILY):
 
 
 worker = aiqueue.Worker()
-_pid = os.getpid()
+_pid = int(os.environ.get(PID, os.getpid()))
 _handler_s = float(os.environ.get(HANDLER_S, "0"))
 _ends = bool(os.environ.get(ENDS))
 _file: list[int] = []

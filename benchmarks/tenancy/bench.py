@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiqueue
+from aiqueue.errors import Unavailable
 
 from .. import scenarios
 from ..common import until
@@ -172,12 +174,13 @@ class Ground(System):
         return int((await self.client.connection.api(f"STREAM.INFO.{STREAM}"))["state"]["messages"])
 
     async def gone(self, *, patience_s: float = 60.0) -> int:
-        """How many jobs are stored, once none is or for so many seconds it was the same number."""
-        left, since = await self.messages(), time.monotonic()
+        """How many jobs are stored, once none is or for so many seconds it was the same number (-1: nobody says)."""
+        left, since = -1, time.monotonic()
         while left and time.monotonic() - since < patience_s:
             await asyncio.sleep(0.2)
-            if (now := await self.messages()) != left:
-                left, since = now, time.monotonic()
+            with contextlib.suppress(Unavailable):  # a server amid acks may be late
+                if (now := await self.messages()) != left:
+                    left, since = now, time.monotonic()
         return left
 
 

@@ -10,5 +10,6 @@ import sys
 
 if version := os.environ.get("TENANCY_VERSION"):
     sys.path.insert(1, version)
+os.environ["TENANCY_PID"] = str(os.getpid())
 sys.argv = ["aiqueue", "work", "app:worker", *sys.argv[1:]]
 runpy.run_module("aiqueue", run_name="__main__")

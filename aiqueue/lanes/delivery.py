@@ -176,6 +176,10 @@ class LanePull(fairness.StrideState):
     turn: Turn | None = None  # of its tenant and priority, in a family with limited keys
     pool: KeyPool | None = None  # the credits of its key: without one, it is not pulled on
     asking: int = 0  # deliveries in the worker that wait for a credit
+    may_wait: bool = False  # it may have to stand in line
+    in_line: bool = False  # it stands in line, so it gets no pull; what still arrives is run
+    turn_at: float = 0.0  # when it last began to hold jobs or had its turn in line, monotonic seconds
+    turn_pass: float = 0.0  # its pass value then
     own: Lane = field(init=False)  # `key` without the limited key
 
     def __post_init__(self) -> None:
@@ -190,12 +194,22 @@ class LanePull(fairness.StrideState):
 
     @property
     def is_held_back(self) -> bool:
-        """It may hold jobs that are not pulled for on purpose: it is paused, or its key has no credits."""
+        """It may hold jobs that are not pulled for on purpose: it is paused, in line, or its key has no credits."""
+        if self.paused or self.in_line:
+            return True
         if self.turn is None:
-            return self.paused
-        return (
-            self.paused or self.asking > 0 or self.turn.room <= 0 or (self.pool is not None and self.pool.is_exhausted)
-        )
+            return False
+        return self.asking > 0 or self.turn.room <= 0 or (self.pool is not None and self.pool.is_exhausted)
+
+    @property
+    def turn_jobs(self) -> float:
+        """Jobs that it was given since its turn in line began, divided by its weight."""
+        return (self.turn or self).pass_value - self.turn_pass
+
+    @property
+    def given_at(self) -> float:
+        """When it was last given a job, or began to hold some, monotonic seconds."""
+        return (self.turn or self).served_at
 
     @property
     def idle(self) -> bool:

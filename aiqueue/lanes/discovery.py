@@ -1,18 +1,17 @@
 """Lane discovery: which lanes hold jobs, and from when to when this worker pulls on each of them.
 
 Producers' hints announce a lane at once; a poll finds it within a second. A lane that stays idle is released. With many
-lanes, a lane that was found with a backlog is removed as soon as it is drained.
+lanes, not all are pulled on at a time (`rotation`), and one that was found with a backlog is removed as soon as it is
+drained.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import secrets
+import random
 import time
 from collections.abc import Callable, Collection, Coroutine
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -20,24 +19,25 @@ from .. import subjects
 from ..connection import Connection, Received, Subscription, timestamp
 from ..errors import AIQueueError, ConfigMismatch, NotFound, Unavailable
 from ..subjects import Lane
-from ..topology import Family, problems
+from ..topology import Family
+from . import line
+from .consumers import PAUSED_S, LaneConsumers
 from .delivery import LanePull
 from .key_gate import KeyGate
+from .line import Waiting
 from .puller import Puller
+from .rotation import Rotation
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 IDLE_S = 60.0  # a lane without a job for this long is released; the server removes its consumer by inactive_threshold
 CREATE_AT_ONCE_MAX = 16
-FEW_LANES = 128  # with more lanes than this, a lane in memory that was found with a backlog is removed when drained
 BACKLOG_MIN = 8  # jobs; a lane with fewer is not worth the cost of removing its consumer
 SETTLED_S = 0.1  # after the last delivery of a drained lane: by then its ack should have reached the server
+SETTLED_IN_LINE_S = 0.02  # the same while lanes stand in line; doubled after each try in which a job was in flight
+SETTLED_MAX_S = 5.0
 REMOVE_AT_ONCE_MAX = 64
-PAUSED_S = 2.0  # how long a consumer is paused while it is checked before its removal
-PAUSE_EXACT_S = 2e-6  # how exactly the server returns the end of a pause
-REMOVE_API_S = 1.0  # timeout of each request meanwhile
-REPORTED_MAX = 1_000
 RECREATE_AFTER_S = 0.25  # earlier, the server may still remove the former consumer: docs/decisions/lane-made-anew.md
 SUBJECTS_PAGE = 100_000  # the server's page size for the subjects of STREAM.INFO
 
@@ -49,7 +49,8 @@ class LaneDiscovery:
     something to pull. `poll_answered_at`: when the poll was last answered, monotonic seconds.
 
     A lane is in one of these states: opening (its consumer is being created), open (pulled on), settling (open, but
-    drained and about to be removed), removing (its consumer is being removed).
+    drained or in line, and about to be removed), removing (its consumer is being removed). One that stands in line may
+    be open, too: it is not pulled on, but its jobs are run and acknowledged.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class LaneDiscovery:
         keys: KeyGate | None = None,
     ) -> None:
         self._connection = connection
+        self._consumers = LaneConsumers(connection)
         self._puller = puller
         self._keys = keys
         if keys is not None:
@@ -71,11 +73,14 @@ class LaneDiscovery:
         self._tenants = None if tenants is None else frozenset(subjects.token("tenant", each) for each in tenants)
         self._changed = changed
         self._open: dict[Lane, LanePull] = {}
-        self._opening: set[Lane] = set()
+        self._opening: dict[Lane, int] = {}  # with their ranks
         self._hinted: set[Lane] = set()  # opening lanes that got a hint
         self._create_limit = asyncio.Semaphore(CREATE_AT_ONCE_MAX)
         self._settling: set[LanePull] = set()
         self._removing: dict[Lane, bool] = {}  # True: jobs were reported meanwhile, so open the lane again
+        self.rotation = Rotation(
+            puller, opening=self._opening, removing=self._removing, enter=self._begin_turn, leave=self._end_turn
+        )
         self._remove_limit = asyncio.Semaphore(REMOVE_AT_ONCE_MAX)
         self._remove_tasks: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,7 +88,6 @@ class LaneDiscovery:
         self._poller: asyncio.Task[None] | None = None
         self._poll_tasks: dict[str, asyncio.Task[None]] = {}
         self.poll_answered_at = 0.0
-        self._reported: set[str] = set()
         self._is_paused: Callable[[Lane], bool] = lambda _lane: False
         self._stopped = False
 
@@ -96,12 +100,13 @@ class LaneDiscovery:
                 )
             )
             await self._find_lanes(family)
-            self._run(self._report_foreign_readers(family))
+            self._run(self._consumers.report_foreign_readers(family))
         self._poller = asyncio.create_task(self._poll())
 
     async def stop(self) -> None:
         """Stop finding lanes. Safe twice and unstarted."""
         self._stopped = True
+        await self.rotation.stop()
         if self._remove_tasks:
             await asyncio.wait(self._remove_tasks, timeout=PAUSED_S)  # so that they end the pauses they have started
         left = [task for task in (self._poller, *self._tasks, *self._remove_tasks) if task is not None]
@@ -145,6 +150,7 @@ class LaneDiscovery:
                     task.add_done_callback(self._tasks.discard)
             self._release_idle()
             self._puller.drop_lost_pulls()
+            self.rotation.start()  # lanes that were open have got jobs
             self._changed()
 
     async def _poll_family(self, family: Family) -> None:
@@ -165,6 +171,7 @@ class LaneDiscovery:
             self.poll_answered_at = time.monotonic()
             return
         request = {"subjects_filter": f"ai.{family.name}.>", "offset": 0}
+        asked_at, is_first = time.monotonic(), self._poller is None
         while True:
             try:
                 info = await self._connection.api(f"STREAM.INFO.{family.stream}", request)
@@ -174,11 +181,15 @@ class LaneDiscovery:
             found = info["state"].get("subjects") or {}
             if self._keys is not None:
                 self._keys.note_subjects(family, info["config"]["subjects"])
-            for subject, jobs in found.items():
+            reported = list(found.items())
+            if is_first:  # among workers that start together, each has others of the lanes first
+                random.shuffle(reported)
+            for subject, jobs in reported:
                 lane = subjects.parse_lane(subject)
                 if lane is not None and lane not in self._removing:  # these numbers may be older than the removal
-                    self._want_lane(lane, jobs=jobs)
+                    self._want_lane(lane, jobs=jobs, is_new=not is_first)
             if len(found) < SUBJECTS_PAGE:
+                self._forget_empty(family, asked_at)
                 return
             request["offset"] = int(str(request["offset"])) + len(found)
 
@@ -194,10 +205,15 @@ class LaneDiscovery:
             self._hinted.add(lane)
         elif lane in self._open:
             self._open[lane].remove_when_drained = False
+        if (waiting := self.rotation.line.get(lane)) is not None:
+            waiting.hinted = True
         self._want_lane(lane, jobs=1)
 
-    def _want_lane(self, lane: Lane, *, jobs: int) -> None:
-        """A lane holds about `jobs` jobs: pull on it, if this worker serves its family and tenant."""
+    def _want_lane(self, lane: Lane, *, jobs: int, is_new: bool = True) -> None:
+        """A lane holds about `jobs` jobs: pull on it, if this worker serves its family and tenant.
+
+        `is_new`: if it has to stand in line, it goes before those that had a turn already.
+        """
         family = self._families.get(lane.family)
         if self._stopped or family is None or lane.priority not in family.priorities:
             return
@@ -207,8 +223,12 @@ class LaneDiscovery:
             lane = Lane(lane.family, "*", lane.priority)
         elif self._tenants is not None and lane.tenant not in self._tenants:
             return
+        waiting = self.rotation.line.get(lane)
+        if waiting is not None:
+            waiting.jobs, waiting.reported_at = jobs, time.monotonic()
+            return
         pull = self._open.get(lane)
-        if pull is not None:
+        if pull is not None and not pull.in_line:
             pull.jobs_reported_at = time.monotonic()
             if lane.key and pull.pool is None and self._keys is not None:
                 self._keys.find_pool(pull)
@@ -220,77 +240,59 @@ class LaneDiscovery:
             return
         if lane in self._opening or self._is_paused(lane):
             return
-        self._opening.add(lane)
-        self._run(self._open_lane(family, lane, jobs))
+        now, rank = time.monotonic(), family.priorities.index(lane.priority)
+        waiting = Waiting(lane, rank, served_at=now, reported_at=now, jobs=jobs, is_new=is_new)
+        if pull is not None or (self.rotation.is_full and _may_wait(family, lane)):
+            self.rotation.add(waiting)
+        else:
+            self._begin_opening(family, waiting)
+
+    def _begin_opening(self, family: Family, waiting: Waiting) -> None:
+        self._opening[waiting.lane] = waiting.rank
+        if waiting.hinted:
+            self._hinted.add(waiting.lane)
+        self._run(self._open_lane(family, waiting))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _open_lane(self, family: Family, lane: Lane, jobs: int) -> None:
+    async def _open_lane(self, family: Family, waiting: Waiting) -> None:
         """Create a lane's consumer, or use the existing one, and pull on it."""
+        lane = waiting.lane
         try:
             config = family.lane_config(*lane[1:])
             name = config["durable_name"]
             if lane.key and self._keys is not None:
                 await self._keys.find_text(family, lane)
             async with self._create_limit:
-                info = await self._create_consumer(family, lane, config)
+                info = await self._consumers.create(family, lane, config)
         except ConfigMismatch as error:
-            await self._report_refusal(family, lane, error)
+            await self._consumers.report_refusal(family, lane, error)
         except Unavailable as error:
             log.debug("lane %s: %s", lane, error)  # the poll tries again
             if "no such file" in str(error):
-                await self._delete_broken_consumer(family, name)
+                await self._consumers.delete_broken(family, name)
         except AIQueueError as error:
-            self._report_once(lane, str(error), served=False)
+            self._consumers.report_once(lane, str(error), served=False)
         else:
-            self._start_pulling(family, lane, name, jobs, created=timestamp(info["created"]))
+            self._start_pulling(family, waiting, name, created=timestamp(info["created"]))
         finally:
-            self._opening.discard(lane)
+            self._opening.pop(lane, None)
             self._hinted.discard(lane)
 
-    async def _create_consumer(self, family: Family, lane: Lane, config: dict[str, Any]) -> dict[str, Any]:
-        """Create a lane's consumer, and return the server's information about it.
-
-        1. It exists as declared: creating it changes nothing.
-        2. It exists with other settings: it is used all the same, because it has the same jobs; this is reported.
-        3. It vanishes meanwhile: raises Unavailable.
-
-        The information is requested separately: when a consumer exists already, the answer to CREATE may show the time
-        of the server's restart as its creation time (docs/decisions/journal-runs.md).
-        """
-        name = f"{family.stream}.{config['durable_name']}"
-        request = {"stream_name": family.stream, "config": config, "action": "create"}
-        mismatch = None
-        try:
-            await self._connection.api(f"CONSUMER.CREATE.{name}.{config['filter_subject']}", request)
-        except ConfigMismatch as error:
-            if "already exists" not in str(error):
-                raise
-            mismatch = error
-        try:
-            info = await self._connection.api(f"CONSUMER.INFO.{name}")
-        except NotFound as error:
-            raise Unavailable(str(error)) from None  # another worker has just removed it
-        if mismatch is not None and not info.get("paused"):  # a paused one differs because it is about to be removed
-            self._report_mismatch(lane, mismatch, served=True)
-        return info
-
-    async def _delete_broken_consumer(self, family: Family, consumer: str) -> None:
-        """Delete a consumer whose files are gone on the server. Until then, creating it fails every time."""
-        with contextlib.suppress(AIQueueError):
-            await self._connection.api(f"CONSUMER.DELETE.{family.stream}.{consumer}")
-
-    def _start_pulling(self, family: Family, lane: Lane, consumer: str, jobs: int, *, created: float) -> None:
+    def _start_pulling(self, family: Family, waiting: Waiting, consumer: str, *, created: float) -> None:
         """Add a lane to the puller."""
+        lane = waiting.lane
+        may_wait = _may_wait(family, lane)
         pull = LanePull(
-            lane, family.stream, consumer, family.ack_wait_s, pending=jobs,
-            rank=family.priorities.index(lane.priority), weight=family.weight(lane.tenant), created=created,
-            remove_when_drained=self._may_remove_when_drained(family, lane, jobs), paused=self._is_paused(lane),
+            lane, family.stream, consumer, family.ack_wait_s, pending=waiting.jobs, rank=waiting.rank,
+            weight=family.weight(lane.tenant), created=created, may_wait=may_wait, paused=self._is_paused(lane),
+            remove_when_drained=may_wait and waiting.jobs >= BACKLOG_MIN and lane not in self._hinted,
         )  # fmt: skip
         self._open_pull(pull)
+        (pull.turn or pull).served_at = waiting.served_at  # it has aged in line
 
     def _open_pull(self, pull: LanePull) -> None:
         self._open[pull.key] = pull
@@ -299,48 +301,14 @@ class LaneDiscovery:
         self._puller.add(pull)
         self._changed()
 
-    def _may_remove_when_drained(self, family: Family, lane: Lane, jobs: int) -> bool:
-        """Whether a lane's consumer may be removed as soon as its backlog is done.
-
-        Only one in memory, of a tenant's own lane, with a backlog worth it, and without a hint. Not if jobs are
-        delivered only once: of a job that failed then, the consumer shows nothing.
-        """
-        own = family.lanes == "tenant" and not lane.key and family.lane_storage == "memory" and not family.claim
-        return own and family.max_deliver != 1 and jobs >= BACKLOG_MIN and lane not in self._hinted
-
-    async def _report_foreign_readers(self, family: Family) -> None:
-        """Log an error for each other program that takes the jobs of a family."""
-        for problem in await problems.find_foreign_readers(self._connection, family.stream, family.role, family.name):
-            log.error("%s: %s -> %s", problem.stream, problem.text, problem.remedy)
-
-    async def _report_refusal(self, family: Family, lane: Lane, error: ConfigMismatch) -> None:
-        """Log why the server refuses a lane's consumer, and the consumer of another program that is in its place."""
-        if str(lane) in self._reported:
-            return
-        found = await problems.find_foreign_readers(self._connection, family.stream, family.role, family.name)
-        others = [f"{each.text} -> {each.remedy}" for each in found if each.code == "foreign-consumer"]
-        if others:
-            self._report_once(lane, "; ".join(others), served=False)
-        else:
-            self._report_mismatch(lane, error, served=False)
-
-    def _report_mismatch(self, lane: Lane, error: ConfigMismatch, *, served: bool) -> None:
-        problem = f"{error}; `aiqueue plan` shows the difference, `aiqueue apply` corrects it"
-        self._report_once(lane, problem, served=served)
-
-    def _report_once(self, lane: Lane, problem: str, *, served: bool) -> None:
-        """Log an error about a lane, but not again every second."""
-        if len(self._reported) >= REPORTED_MAX:
-            self._reported.clear()
-        if str(lane) not in self._reported:
-            self._reported.add(str(lane))
-            log.error("lane %s %s: %s", lane, "has drifted" if served else "cannot be served", problem)
-
     def _release_idle(self) -> None:
         """Stop pulling on lanes that had no job for IDLE_S, once their last pull has expired."""
         now = time.monotonic()
         for pull in list(self._open.values()):
-            if pull.retiring and pull.idle:
+            if pull.in_line:
+                if pull.idle and self.rotation.line.get(pull.key) is None:
+                    self._drop(pull)
+            elif pull.retiring and pull.idle:
                 self._drop(pull)
             elif (
                 pull.key.tenant != "*"
@@ -350,41 +318,89 @@ class LaneDiscovery:
             ):
                 pull.retiring = True
 
-    # -- removing drained lanes (docs/decisions/passing-lanes.md)
+    # -- lanes in line (docs/decisions/lanes-in-line.md)
+
+    def _begin_turn(self, waiting: Waiting) -> None:
+        """Pull on a lane that stood in line."""
+        lane = waiting.lane
+        if self._stopped or self._is_paused(lane):  # the poll finds it when it is resumed
+            return
+        pull = self._open.get(lane)
+        if pull is None:
+            self._begin_opening(self._families[lane.family], waiting)
+            return
+        pull.jobs_reported_at = waiting.reported_at
+        pull.remove_when_drained = not waiting.hinted
+        self._puller.begin_turn(pull, waiting.jobs)
+        self._changed()
+
+    def _end_turn(self, pull: LanePull, removal_pays: bool) -> None:
+        """Pull no more on a lane whose turn is over, and let it stand in line. Remove its consumer, if that pays."""
+        now, hinted = time.monotonic(), not pull.remove_when_drained
+        served_at = (pull.turn or pull).served_at
+        self._puller.end_turn(pull)
+        self.rotation.add(Waiting(pull.key, pull.rank, served_at, now, jobs=pull.pending, hinted=hinted))
+        if removal_pays and pull not in self._settling:
+            self._settle(pull, SETTLED_IN_LINE_S)
+        self._changed()
+
+    def _forget_empty(self, family: Family, asked_at: float) -> None:
+        """Take the lanes out of line that a poll, begun at `asked_at`, did not find: others have emptied them."""
+        for waiting in list(self.rotation.line):
+            if waiting.lane.family == family.name and waiting.reported_at < asked_at:
+                self.rotation.line.discard(waiting.lane)
+
+    # -- removing drained lanes (docs/decisions/passing-lanes.md), and those in line
 
     def on_drained(self, pull: LanePull) -> bool:
         """Schedule the removal of a drained lane with `remove_when_drained`. Return False if the lane is to stay.
 
-        It is removed only if there are more than FEW_LANES, because each consumer makes every ack of the stream slower.
+        It is removed only while lanes stand in line, or if it is in memory and one of more than FEW_LANES, because each
+        consumer makes every ack of the stream slower.
         """
         if pull in self._settling:
             return True
-        if self._stopped or len(self._open) <= FEW_LANES:
+        has_line = bool(self.rotation.line)
+        is_many = self._families[pull.key.family].lane_storage == "memory" and len(self._open) > line.FEW_LANES
+        if self._stopped or not (has_line or is_many):
             return False
-        self._settling.add(pull)
-        asyncio.get_running_loop().call_later(SETTLED_S, self._start_removal, pull)
+        self._settle(pull, SETTLED_IN_LINE_S if has_line else SETTLED_S)
         return True
 
-    def _start_removal(self, pull: LanePull) -> None:
+    def _settle(self, pull: LanePull, settled_s: float) -> None:
+        """Remove a lane's consumer after so many seconds, if it is unused then."""
+        self._settling.add(pull)
+        asyncio.get_running_loop().call_later(settled_s, self._start_removal, pull, settled_s)
+
+    def _start_removal(self, pull: LanePull, settled_s: float) -> None:
         if not self._stopped:
-            task = asyncio.create_task(self._remove_lane(pull))
+            task = asyncio.create_task(self._remove_lane(pull, settled_s))
             self._remove_tasks.add(task)
             task.add_done_callback(self._remove_tasks.discard)
 
-    async def _remove_lane(self, pull: LanePull) -> None:
-        """Remove a drained lane's consumer. Pull on the lane again if there are jobs or a hint, or if removal fails."""
+    async def _remove_lane(self, pull: LanePull, settled_s: float) -> None:
+        """Remove the consumer of a lane that is drained or in line.
+
+        If it is drained: pull on it again if there are jobs or a hint, or if the removal fails. If it is in line: try
+        again later, while its jobs are in flight.
+        """
         async with self._remove_limit:
             self._settling.discard(pull)
             if self._stopped or self._open.get(pull.key) is not pull:
                 return
-            if not (pull.remove_when_drained and pull.idle and pull.pending <= 0):  # jobs or a hint came meanwhile
-                self._puller.pull_again(pull)
+            in_line = pull.in_line
+            if in_line and not pull.idle:
+                self._settle_later(pull, settled_s)
+                return
+            if not (in_line or (pull.remove_when_drained and pull.idle and pull.pending <= 0)):
+                self._puller.pull_again(pull)  # jobs or a hint came meanwhile
                 self._changed()
                 return
             self._drop(pull)
             self._removing[pull.key] = False
+            name = f"{pull.stream}.{pull.consumer}"
             try:
-                removed = await self._remove_consumer_if_unused(f"{pull.stream}.{pull.consumer}")
+                removed = await self._consumers.remove_if_unused(name, with_backlog=in_line)
             except NotFound:
                 removed = True
             except AIQueueError as error:
@@ -393,44 +409,16 @@ class LaneDiscovery:
             finally:
                 wanted = self._removing.pop(pull.key)
         if not removed and not self._stopped:
-            pull.pending, pull.remove_when_drained = 1, False  # it may hold jobs
+            if not in_line:
+                pull.pending, pull.remove_when_drained = 1, False  # it may hold jobs
             self._open_pull(pull)
+            if in_line:
+                self._settle_later(pull, settled_s)
         elif wanted:
             self._want_lane(pull.key, jobs=1)
 
-    async def _remove_consumer_if_unused(self, name: str) -> bool:
-        """Remove a consumer unless it is in use. Return False if it stays, for this worker to pull on again.
-
-        It is paused and checked again before it is deleted: otherwise it could deliver a job between check and
-        deletion, and the job would be delivered twice.
-
-        1. It is in use before or during the pause: end the pause, return False.
-        2. Another worker has paused it, before or meanwhile: leave it to that worker, return True.
-        3. It is unused, and the pause is certain to hold: delete it, return True.
-        """
-
-        async def request(verb: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-            return await self._connection.api(f"CONSUMER.{verb}.{name}", body, timeout=REMOVE_API_S)
-
-        before = await request("INFO")
-        if before.get("paused"):
-            return True
-        if not _is_unused(before):
-            return False
-        # random microseconds distinguish this pause from those of other workers
-        until = timestamp(before["ts"]) + PAUSED_S + secrets.randbelow(100_000) / 1e6
-        asked_at = time.monotonic()
-        await request("PAUSE", {"pause_until": datetime.fromtimestamp(until, UTC).isoformat(timespec="microseconds")})
-        after = await request("INFO")
-        pause_until = after["config"].get("pause_until")
-        if pause_until is None or abs(timestamp(pause_until) - until) > PAUSE_EXACT_S:
-            return True  # another worker's pause
-        holds = after.get("paused") and time.monotonic() - asked_at < PAUSED_S / 2 and self._connection.connected
-        if holds and _is_unused(after) and after["created"] == before["created"]:
-            await request("DELETE")
-            return True
-        await request("PAUSE", {})
-        return False
+    def _settle_later(self, pull: LanePull, settled_s: float) -> None:
+        self._settle(pull, min(SETTLED_MAX_S, 2 * settled_s))
 
     def _drop(self, pull: LanePull) -> None:
         """Stop pulling on a lane."""
@@ -441,6 +429,10 @@ class LaneDiscovery:
                 self._keys.leave(pull)
 
 
-def _is_unused(info: dict[str, Any]) -> bool:
-    """Whether a consumer has no jobs, delivered or not, and no open pulls."""
-    return not any(info[each] for each in ("num_ack_pending", "num_pending", "num_redelivered", "num_waiting"))
+def _may_wait(family: Family, lane: Lane) -> bool:
+    """Whether a lane may have to stand in line, and its consumer be removed.
+
+    Only a tenant's own lane. Not if jobs are delivered only once: of a job that failed then, the consumer shows
+    nothing. Not one of a limited key: it is pulled on only as far as its limit allows.
+    """
+    return family.lanes == "tenant" and not lane.key and family.max_deliver != 1

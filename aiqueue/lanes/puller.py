@@ -56,9 +56,11 @@ class Puller:
     when `refill` may have something to do. `drained` gets an empty lane with `remove_when_drained`; it returns True if
     the lane is to get no pull, because it is about to be removed.
 
+    `busy`: the lanes that get grants, because they hold jobs.
+
     Counters: `granted` is the sum of the credits in all `grants`, the jobs that open grants may still bring;
     `_standing_count` is the number of lanes with a standing pull. Every method that changes a lane's `grants` or
-    `standing_request` changes them too.
+    `standing_request` changes them too. `asked`: the jobs of all grants so far.
     """
 
     def __init__(
@@ -77,10 +79,10 @@ class Puller:
         self._changed = changed
         self._lanes: dict[str, LanePull] = {}  # by token
         self._by_consumer: dict[str, LanePull] = {}  # by `_consumer_key`
-        self._busy: set[LanePull] = set()  # lanes with jobs on the server: they get grants
+        self.busy: set[LanePull] = set()
         self._without_pull: dict[LanePull, None] = {}  # empty lanes that are to get a standing pull, in order
         self._standing_count = 0
-        self.granted = 0
+        self.granted = self.asked = 0
         self._clock = fairness.StrideClock()
         self._numbers = itertools.count(1)
         self._inbox = ""
@@ -140,7 +142,7 @@ class Puller:
     def remove(self, lane: LanePull) -> None:
         """Stop pulling on a lane. Jobs of its open pulls are ignored: after the lease others get them."""
         self._forget_pulls(lane)
-        self._busy.discard(lane)
+        self.busy.discard(lane)
         self._without_pull.pop(lane, None)
         self._lanes.pop(lane.token, None)
         key = _consumer_key(lane.stream, lane.consumer)
@@ -163,6 +165,17 @@ class Puller:
         if paused and dropped:  # the server drops single pulls only with the inbox of all
             self.restart_pulls()
 
+    def end_turn(self, lane: LanePull) -> None:
+        """Open no pull on a lane that stands in line now. What its open ones still bring is delivered."""
+        lane.in_line = True
+        self._set_pending(lane, lane.pending)
+
+    def begin_turn(self, lane: LanePull, jobs: int) -> None:
+        """Pull again on a lane that stood in line, and holds about `jobs` jobs."""
+        lane.in_line, given_at = False, lane.given_at
+        self._set_pending(lane, max(1, jobs))
+        (lane.turn or lane).served_at = given_at  # it has aged in line
+
     def note_return(self, lane: LanePull) -> None:
         """A job went back to a lane whose key has no credit: the lane gets grants only, once there is one."""
         self._set_pending(lane, max(lane.pending, 1))
@@ -177,12 +190,12 @@ class Puller:
             return
         budget = free + extra - self.granted
         # a small part of `extra` alone is not worth a request: wait until half of it is missing
-        if self._busy and budget > 0 and budget * 2 >= extra:
+        if self.busy and budget > 0 and budget * 2 >= extra:
             step = min(STEP_MAX, max(1, extra // 16))  # a large `extra` means short jobs: larger steps, fewer requests
             if self.has_keys:
-                shares = share_with_keys(self._clock, self._busy, budget, time.monotonic(), step=step)
+                shares = share_with_keys(self._clock, self.busy, budget, time.monotonic(), step=step)
             else:
-                wanting = [lane for lane in self._busy if lane.pending > lane.granted]
+                wanting = [lane for lane in self.busy if lane.pending > lane.granted]
                 shares = fairness.share_budget(self._clock, wanting, budget, time.monotonic(), step=step)
             for lane, jobs in shares:
                 self._open_grant(lane, jobs)
@@ -213,23 +226,24 @@ class Puller:
         1. Jobs on the server: grants.
         2. None, and a pull is open, or the lane is to be released: nothing now.
         3. None, and no pull is open: a standing pull, unless `drained` takes the lane.
-        A kind of pull that is paused is not chosen. A lane that is paused gets none.
+        A kind of pull that is paused is not chosen. A lane that is paused, or in line, gets none.
         """
         lane.pending = pending
-        if lane.paused:
-            self._busy.discard(lane)
+        if lane.paused or lane.in_line:
+            self.busy.discard(lane)
             self._without_pull.pop(lane, None)
             return
         if pending > 0:
             if lane.limits.grants_paused:
-                self._busy.discard(lane)
-            elif lane not in self._busy:
-                if lane.turn is None or not any(each in self._busy for each in lane.turn.lanes):
+                self.busy.discard(lane)
+            elif lane not in self.busy:
+                if lane.turn is None or not any(each in self.busy for each in lane.turn.lanes):
                     self._clock.join(lane.turn or lane, time.monotonic())
-                self._busy.add(lane)
+                lane.turn_at, lane.turn_pass = time.monotonic(), (lane.turn or lane).pass_value
+                self.busy.add(lane)
             self._without_pull.pop(lane, None)
             return
-        self._busy.discard(lane)
+        self.busy.discard(lane)
         if lane.standing_request or lane.grants or lane.retiring or lane.limits.standing_paused:
             return
         if not (lane.remove_when_drained and self._drained is not None and self._drained(lane)):
@@ -244,6 +258,7 @@ class Puller:
                 return
             lane.grants[number] = batch
             self.granted += batch
+            self.asked += batch
             jobs -= batch
 
     def _open_standing_pull(self, lane: LanePull, batch: int) -> None:
@@ -290,7 +305,7 @@ class Puller:
         lane.retiring = False
         lane.limits.refusals = 0
         self._use_credit(lane)
-        if pending > 0 and lane in self._busy:
+        if pending > 0 and lane in self.busy:
             lane.pending = pending
         else:
             self._set_pending(lane, pending)

@@ -107,12 +107,12 @@ def find_takeover(
 async def order_delivery(connection: Connection, delivery: Delivery, family: Family) -> DeliveryOrder:
     """Return the place of a delivery among those of its job, by which a later delivery is told from an earlier one.
 
-    A recreated consumer counts deliveries from 1 again, so the place includes when the consumer was created. For
-    one in memory the server is asked, because it may have been recreated since this worker last asked. The answer
-    stays true: while a job of the consumer is in flight, the server keeps the consumer.
+    A recreated consumer counts deliveries from 1 again, so the place includes when the consumer was created. For a
+    redelivery the server is asked, because another worker may have removed and recreated the consumer, or the server
+    one in memory. The answer stays true: while a job of the consumer is in flight, the server keeps the consumer.
     """
     lane = delivery.lane
-    if delivery.delivery_count > 1 and family.lane_storage == "memory":
+    if delivery.delivery_count > 1 and (family.lanes == "tenant" or family.lane_storage == "memory"):
         with contextlib.suppress(AIQueueError):
             info = await connection.api(f"CONSUMER.INFO.{lane.stream}.{lane.consumer}")
             lane.created = max(lane.created, timestamp(info["created"]))

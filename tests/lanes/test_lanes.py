@@ -13,7 +13,7 @@ import pytest
 import aiqueue
 from aiqueue import subjects
 from aiqueue.connection import timestamp
-from aiqueue.lanes import discovery, refusals
+from aiqueue.lanes import consumers, discovery, line, refusals
 
 from ..support import Eventually, create_streams
 
@@ -48,7 +48,7 @@ class Ran:
 async def client(account: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[aiqueue.Client]:
     """Its lanes are in memory, two are many, one job is a backlog, and a lane is hinted at once."""
     monkeypatch.setattr("aiqueue.enqueue.producer.HINT_EVERY_S", 1e9)
-    monkeypatch.setattr(discovery, "FEW_LANES", 2)
+    monkeypatch.setattr(line, "FEW_LANES", 2)
     monkeypatch.setattr(discovery, "BACKLOG_MIN", 1)
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
         await create_streams(client)
@@ -63,7 +63,7 @@ async def fill(client: aiqueue.Client, first: int = 0) -> None:
             await client.enqueue(Echo(n=n), tenant=tenant)
 
 
-async def consumers(client: aiqueue.Client) -> set[str]:
+async def consumer_names(client: aiqueue.Client) -> set[str]:
     return set((await client.connection.api(f"CONSUMER.NAMES.{STREAM}"))["consumers"] or ())
 
 
@@ -78,7 +78,7 @@ async def test_of_many_lanes_those_whose_backlog_is_done_go_and_come_back(
     ran = Ran()
 
     async def few_left() -> bool:
-        return not await left(client) and len(await consumers(client)) <= discovery.FEW_LANES
+        return not await left(client) and len(await consumer_names(client)) <= line.FEW_LANES
 
     async with ran.worker.running(client):
         await eventually(few_left)
@@ -92,11 +92,11 @@ async def test_a_lane_with_a_job_in_flight_stays(client: aiqueue.Client, eventua
     ran = Ran(held="t0")
 
     async def others_gone() -> bool:
-        return await left(client) == JOBS and len(await consumers(client)) <= discovery.FEW_LANES
+        return await left(client) == JOBS and len(await consumer_names(client)) <= line.FEW_LANES
 
     async with ran.worker.running(client):
         await eventually(others_gone)
-        assert "t0-normal" in await consumers(client)
+        assert "t0-normal" in await consumer_names(client)
         ran.release.set()
         await eventually(lambda: _none_left(client))
     assert set(ran.times.values()) == {1}
@@ -113,7 +113,7 @@ async def test_a_lane_at_which_another_worker_waits_is_not_removed(client: aique
         async with asyncio.timeout(25):
             while not any(pull.standing_request for pull in session.puller.lanes):
                 await asyncio.sleep(0.01)
-        assert not await lane._remove_consumer_if_unused(f"{STREAM}.acme-normal")
+        assert not await lane._consumers.remove_if_unused(f"{STREAM}.acme-normal")
         info = await client.connection.api(f"CONSUMER.INFO.{STREAM}.acme-normal")
     assert not info.get("paused")
 
@@ -124,7 +124,7 @@ async def test_workers_that_let_lanes_go_under_each_other_run_each_job_once(
     one, two = Ran(), Ran()
 
     async def some_gone() -> bool:
-        return len(await consumers(client)) < len(TENANTS)
+        return len(await consumer_names(client)) < len(TENANTS)
 
     await fill(client)
     async with one.worker.running(client), two.worker.running(client):
@@ -172,7 +172,7 @@ async def info_of(client: aiqueue.Client) -> dict[str, Any]:
     return await client.connection.api(f"CONSUMER.INFO.{STREAM}.acme-normal")
 
 
-def leaving(client: aiqueue.Client, verb: str, meanwhile: Callable[[], Awaitable[object]]) -> discovery.LaneDiscovery:
+def leaving(client: aiqueue.Client, verb: str, meanwhile: Callable[[], Awaitable[object]]) -> consumers.LaneConsumers:
     """The lanes of a worker with another thing that is done once, after its first call of this verb was answered."""
     api, done = client.connection.api, []
 
@@ -185,33 +185,32 @@ def leaving(client: aiqueue.Client, verb: str, meanwhile: Callable[[], Awaitable
             client.connection.api = asked  # type: ignore[method-assign]
         return info
 
-    found = discovery.LaneDiscovery(client.connection, None, [], tenants=None, changed=lambda: None)  # type: ignore[arg-type]
     client.connection.api = asked  # type: ignore[method-assign]
-    return found
+    return consumers.LaneConsumers(client.connection)
 
 
 async def test_an_unused_lane_is_removed(client: aiqueue.Client) -> None:
     await drained(client)
-    assert await leaving(client, "NONE", asyncio.Event().wait)._remove_consumer_if_unused(f"{STREAM}.acme-normal")
-    assert "acme-normal" not in await consumers(client)
+    assert await leaving(client, "NONE", asyncio.Event().wait).remove_if_unused(f"{STREAM}.acme-normal")
+    assert "acme-normal" not in await consumer_names(client)
 
 
 async def test_a_job_that_comes_before_a_lane_is_paused_keeps_it(client: aiqueue.Client) -> None:
     await drained(client)
     let_go = leaving(client, "INFO", lambda: client.enqueue(Echo(n=1), tenant="acme"))
-    assert not await let_go._remove_consumer_if_unused(f"{STREAM}.acme-normal")
+    assert not await let_go.remove_if_unused(f"{STREAM}.acme-normal")
     assert not (await info_of(client)).get("paused")
 
 
 async def test_a_lane_whose_pause_may_be_over_stays(client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     await drained(client)
-    monkeypatch.setattr(discovery, "PAUSED_S", 0.3)
+    monkeypatch.setattr(consumers, "PAUSED_S", 0.3)
 
     async def over() -> None:
         while (await info_of(client)).get("paused"):
             await asyncio.sleep(0.01)
 
-    assert not await leaving(client, "PAUSE", over)._remove_consumer_if_unused(f"{STREAM}.acme-normal")
+    assert not await leaving(client, "PAUSE", over).remove_if_unused(f"{STREAM}.acme-normal")
     assert not (await info_of(client)).get("paused")
 
 
@@ -222,7 +221,7 @@ async def test_a_lane_that_another_worker_has_paused_is_left_to_that_one(client:
     async def other() -> None:
         await client.connection.api(f"CONSUMER.PAUSE.{STREAM}.acme-normal", {"pause_until": until})
 
-    assert await leaving(client, "PAUSE", other)._remove_consumer_if_unused(f"{STREAM}.acme-normal")
+    assert await leaving(client, "PAUSE", other).remove_if_unused(f"{STREAM}.acme-normal")
     info = await info_of(client)
     assert info["paused"]
     assert info["config"]["pause_until"] == until
@@ -238,7 +237,7 @@ async def test_a_lane_that_was_recreated_meanwhile_is_not_removed(client: aiqueu
         request = {"stream_name": STREAM, "config": config, "action": "create"}
         await client.connection.api(f"CONSUMER.CREATE.{name}.{config['filter_subject']}", request)
 
-    assert not await leaving(client, "INFO", recreated)._remove_consumer_if_unused(f"{STREAM}.acme-normal")
+    assert not await leaving(client, "INFO", recreated).remove_if_unused(f"{STREAM}.acme-normal")
     assert not (await info_of(client)).get("paused")
 
 
@@ -266,18 +265,16 @@ async def test_a_worker_that_stops_while_lanes_go_leaves_none_paused(client: aiq
 
         leaving(client, "PAUSE", stopping)
         await paused.wait()
-    for name in await consumers(client):
+    for name in await consumer_names(client):
         assert not (await client.connection.api(f"CONSUMER.INFO.{STREAM}.{name}")).get("paused"), name
 
 
-def test_where_a_job_is_delivered_once_only_no_lane_goes(client: aiqueue.Client) -> None:
-    family = client.topology.family(FAMILY)
-    found = discovery.LaneDiscovery(client.connection, None, [family], tenants=None, changed=lambda: None)  # type: ignore[arg-type]
-    lane = subjects.Lane(FAMILY, "acme", "normal")
-    assert found._may_remove_when_drained(family, lane, 10)
-    assert not found._may_remove_when_drained(dataclasses.replace(family, max_deliver=1), lane, 10)
-    assert not found._may_remove_when_drained(dataclasses.replace(family, claim=True), lane, 10)
-    assert not found._may_remove_when_drained(dataclasses.replace(family, lane_storage="file"), lane, 10)
+def test_only_a_tenants_own_lane_whose_jobs_are_delivered_again_may_stand_in_line(client: aiqueue.Client) -> None:
+    family, lane = client.topology.family(FAMILY), subjects.Lane(FAMILY, "acme", "normal")
+    assert discovery._may_wait(family, lane)
+    assert not discovery._may_wait(dataclasses.replace(family, max_deliver=1), lane)
+    assert not discovery._may_wait(dataclasses.replace(family, lanes="shared"), lane)
+    assert not discovery._may_wait(family, lane._replace(key=subjects.hashed("model")))
 
 
 async def test_a_lane_that_has_had_no_job_for_long_is_released_and_taken_up_again(

@@ -1,0 +1,134 @@
+"""The consumers of lanes on the server: creating them, removing those that nobody uses, and what is wrong with one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from ..connection import Connection, timestamp
+from ..errors import AIQueueError, ConfigMismatch, NotFound, Unavailable
+from ..subjects import Lane
+from ..topology import Family, problems
+
+log = logging.getLogger(__name__)
+
+PAUSED_S = 2.0  # how long a consumer is paused while it is checked before its removal
+PAUSE_EXACT_S = 2e-6  # how exactly the server returns the end of a pause
+REMOVE_API_S = 1.0  # timeout of each request meanwhile
+REPORTED_MAX = 1_000
+
+
+class LaneConsumers:
+    """Creates and removes the consumers of lanes, and logs once what is wrong with one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._reported: set[str] = set()
+
+    async def create(self, family: Family, lane: Lane, config: dict[str, Any]) -> dict[str, Any]:
+        """Create a lane's consumer, and return the server's information about it.
+
+        1. It exists as declared: creating it changes nothing.
+        2. It exists with other settings: it is used all the same, because it has the same jobs; this is reported.
+        3. It vanishes meanwhile: raises Unavailable.
+
+        The information is requested separately: when a consumer exists already, the answer to CREATE may show the time
+        of the server's restart as its creation time (docs/decisions/journal-runs.md).
+        """
+        name = f"{family.stream}.{config['durable_name']}"
+        request = {"stream_name": family.stream, "config": config, "action": "create"}
+        mismatch = None
+        try:
+            await self._connection.api(f"CONSUMER.CREATE.{name}.{config['filter_subject']}", request)
+        except ConfigMismatch as error:
+            if "already exists" not in str(error):
+                raise
+            mismatch = error
+        try:
+            info = await self._connection.api(f"CONSUMER.INFO.{name}")
+        except NotFound as error:
+            raise Unavailable(str(error)) from None  # another worker has just removed it
+        if mismatch is not None and not info.get("paused"):  # a paused one differs because it is about to be removed
+            self._report_mismatch(lane, mismatch, served=True)
+        return info
+
+    async def delete_broken(self, family: Family, consumer: str) -> None:
+        """Delete a consumer whose files are gone on the server. Until then, creating it fails every time."""
+        with contextlib.suppress(AIQueueError):
+            await self._connection.api(f"CONSUMER.DELETE.{family.stream}.{consumer}")
+
+    async def remove_if_unused(self, name: str, *, with_backlog: bool = False) -> bool:
+        """Remove a consumer (`name`: stream.consumer) unless it is in use. Return False if it stays.
+
+        `with_backlog`: jobs that it has not delivered yet do not count, because another consumer will deliver them.
+
+        It is paused and checked again before it is deleted: otherwise it could deliver a job between check and
+        deletion, and the job would be delivered twice.
+
+        1. It is in use before or during the pause: end the pause, return False.
+        2. Another worker has paused it, before or meanwhile: leave it to that worker, return True.
+        3. It is unused, and the pause is certain to hold: delete it, return True.
+        """
+
+        async def request(verb: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+            return await self._connection.api(f"CONSUMER.{verb}.{name}", body, timeout=REMOVE_API_S)
+
+        before = await request("INFO")
+        if before.get("paused"):
+            return True
+        if not _is_unused(before, with_backlog=with_backlog):
+            return False
+        # random microseconds distinguish this pause from those of other workers
+        until = timestamp(before["ts"]) + PAUSED_S + secrets.randbelow(100_000) / 1e6
+        asked_at = time.monotonic()
+        await request("PAUSE", {"pause_until": datetime.fromtimestamp(until, UTC).isoformat(timespec="microseconds")})
+        after = await request("INFO")
+        pause_until = after["config"].get("pause_until")
+        if pause_until is None or abs(timestamp(pause_until) - until) > PAUSE_EXACT_S:
+            return True  # another worker's pause
+        holds = after.get("paused") and time.monotonic() - asked_at < PAUSED_S / 2 and self._connection.connected
+        if holds and _is_unused(after, with_backlog=with_backlog) and after["created"] == before["created"]:
+            await request("DELETE")
+            return True
+        await request("PAUSE", {})
+        return False
+
+    # -- reports
+
+    async def report_foreign_readers(self, family: Family) -> None:
+        """Log an error for each other program that takes the jobs of a family."""
+        for problem in await problems.find_foreign_readers(self._connection, family.stream, family.role, family.name):
+            log.error("%s: %s -> %s", problem.stream, problem.text, problem.remedy)
+
+    async def report_refusal(self, family: Family, lane: Lane, error: ConfigMismatch) -> None:
+        """Log why the server refuses a lane's consumer, and the consumer of another program that is in its place."""
+        if str(lane) in self._reported:
+            return
+        found = await problems.find_foreign_readers(self._connection, family.stream, family.role, family.name)
+        others = [f"{each.text} -> {each.remedy}" for each in found if each.code == "foreign-consumer"]
+        if others:
+            self.report_once(lane, "; ".join(others), served=False)
+        else:
+            self._report_mismatch(lane, error, served=False)
+
+    def _report_mismatch(self, lane: Lane, error: ConfigMismatch, *, served: bool) -> None:
+        problem = f"{error}; `aiqueue plan` shows the difference, `aiqueue apply` corrects it"
+        self.report_once(lane, problem, served=served)
+
+    def report_once(self, lane: Lane, problem: str, *, served: bool) -> None:
+        """Log an error about a lane, but not again every second."""
+        if len(self._reported) >= REPORTED_MAX:
+            self._reported.clear()
+        if str(lane) not in self._reported:
+            self._reported.add(str(lane))
+            log.error("lane %s %s: %s", lane, "has drifted" if served else "cannot be served", problem)
+
+
+def _is_unused(info: dict[str, Any], *, with_backlog: bool) -> bool:
+    """Whether a consumer has no open pulls and no jobs, those that it has not delivered yet included or not."""
+    used = ["num_ack_pending", "num_redelivered", "num_waiting"]
+    return not any(info[each] for each in (used if with_backlog else [*used, "num_pending"]))

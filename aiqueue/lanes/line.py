@@ -1,0 +1,231 @@
+"""The line of lanes: of many lanes that hold jobs, which are pulled on, and which wait for their turn.
+
+Pure: nothing here waits or sends, and the time is an argument.
+
+- A lane that is pulled on and holds jobs has a *place*. There are LIVE_MAX. Only where more than FEW_LANES lanes want
+  one, the others stand in line.
+- A *turn* ends when the lane was given its part of the jobs, in proportion to its weight. How long one lasts depends
+  on how many want a place: a round of all takes about ROUND_S.
+- The line is first come, first served, by priority. A lane that has come lately goes before those that had a turn
+  already, but for every second place. A lower priority that has had no job for AGED_AFTER_S gets one of AGED_PLACES.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Container, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+from ..subjects import Lane
+from .fairness import AGED_AFTER_S
+
+LIVE_MAX = 64  # places
+FEW_LANES = 128  # up to so many lanes are all live
+NEW_PLACES = 16  # beyond LIVE_MAX, for lanes that have come lately
+AGED_PLACES = 16  # beyond LIVE_MAX, for lanes of lower priorities
+ROUND_S = 2.5  # in which each lane is to have its turn
+TURN_MIN_S, TURN_MAX_S = 0.1, 1.0
+FINISH_TURNS = 2.0  # a lane with at most so many turns' jobs left stays until it is empty
+UNSERVED_S = 2.0  # a lane that was given no job for so long, while others were, gives up its place
+LOWER_S = 0.05  # the same for a lane of a lower priority that was given one in its turn
+REMOVAL_PAYS = 10_000  # jobs of a turn times lanes: from here on, removing a consumer costs less than it saves
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A lane in line. Times in monotonic seconds.
+
+    `served_at`: when it was last given a job, or came. `jobs`: how many it holds, as last reported, at `reported_at`.
+    `hinted`: a producer relies on its being pulled on. `is_new`: it has had no turn since it has jobs.
+    """
+
+    lane: Lane
+    rank: int
+    served_at: float
+    reported_at: float
+    jobs: int = 1
+    hinted: bool = False
+    is_new: bool = False
+
+
+class Placed(Protocol):
+    """What a decision needs of a lane with a place; `delivery.LanePull`.
+
+    `turn_at`: when its turn began, `given_at`: when it was last given a job, monotonic seconds; `turn_jobs`: jobs that
+    it was given in its turn, divided by its weight.
+    """
+
+    rank: int
+    weight: float
+    pending: int
+    turn_at: float
+
+    @property
+    def turn_jobs(self) -> float: ...
+
+    @property
+    def given_at(self) -> float: ...
+
+
+class TurnLength(NamedTuple):
+    """How long a turn is: in seconds, and in jobs of a lane of weight 1."""
+
+    seconds: float
+    jobs: float
+
+
+def turn_length(lanes: int, weights: float, rate: float) -> TurnLength:
+    """Return the length of turns where `lanes` lanes want a place, and those with one, of these weights in all, are
+    given `rate` jobs a second.
+    """
+    seconds = min(TURN_MAX_S, max(TURN_MIN_S, ROUND_S * LIVE_MAX / max(1, lanes)))
+    return TurnLength(seconds, rate * seconds / max(weights, 1e-9))
+
+
+def removal_pays(jobs: float, lanes: int) -> bool:
+    """Return whether removing a consumer after a turn of `jobs` jobs, and creating it for the next, costs the server
+    less than asking it at each ack, where `lanes` lanes want a place.
+    """
+    return jobs * lanes >= REMOVAL_PAYS
+
+
+P = TypeVar("P", bound=Placed)
+
+
+def choose_leaving(placed: Collection[P], line: Line, length: TurnLength, now: float) -> list[P]:
+    """Return the lanes that give up their places.
+
+    A lane does so only for one of its own or a higher priority, or if there are too many with places.
+
+    1. Its turn is over, and it is not nearly empty.
+    2. It has a lower priority than another one with a place, and was given no second job.
+    3. It was given no job for UNSERVED_S, while others were.
+    4. Lanes of higher priorities want its place, and AGED_PLACES are left to lower ones.
+    """
+    highest = min((lane.rank for lane in placed), default=0)
+    best = line.highest_rank()
+    crowded = len(placed) > FEW_LANES
+    leaving: list[P] = []
+    staying: list[P] = []
+    for lane in placed:
+        wanted = crowded or (best is not None and best <= lane.rank)
+        (leaving if wanted and _turn_is_over(lane, highest, length, now) else staying).append(lane)
+    if best is None:
+        return leaving
+    lower = sorted((lane for lane in staying if lane.rank > best), key=lambda lane: lane.rank)[AGED_PLACES:]
+    free = LIVE_MAX + AGED_PLACES - len(staying)
+    for lane in reversed(lower):
+        if free >= line.count_before(lane.rank):
+            break
+        leaving.append(lane)
+        free += 1
+    return leaving
+
+
+def _turn_is_over(lane: Placed, highest: int, length: TurnLength, now: float) -> bool:
+    jobs = lane.turn_jobs
+    if jobs <= 0:
+        return length.jobs > 0 and now - lane.turn_at >= UNSERVED_S
+    if lane.rank > highest and now - lane.given_at >= LOWER_S:
+        return True
+    if jobs < length.jobs:
+        return False
+    is_nearly_empty = lane.pending <= FINISH_TURNS * length.jobs * lane.weight
+    return not is_nearly_empty or jobs >= (1 + FINISH_TURNS) * length.jobs
+
+
+class Line:
+    """The lanes that wait for a place."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[Lane, Waiting] = {}
+        self._queues: dict[tuple[int, bool], OrderedDict[Lane, Waiting]] = {}  # by rank, and whether they are new
+        self._new_is_next = True
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._lanes.values())
+
+    def get(self, lane: Lane) -> Waiting | None:
+        """Return what is known of a lane in line, None for one that is not."""
+        return self._lanes.get(lane)
+
+    def add(self, waiting: Waiting) -> None:
+        """Let a lane wait at the end of the line."""
+        self._lanes[waiting.lane] = waiting
+        self._queues.setdefault((waiting.rank, waiting.is_new), OrderedDict())[waiting.lane] = waiting
+
+    def discard(self, lane: Lane) -> None:
+        """A lane waits no more."""
+        if (waiting := self._lanes.pop(lane, None)) is not None:
+            queue = self._queues[waiting.rank, waiting.is_new]
+            del queue[lane]
+            if not queue:
+                del self._queues[waiting.rank, waiting.is_new]
+
+    def highest_rank(self) -> int | None:
+        """Return the highest priority that waits, which is the lowest number; None: nobody waits."""
+        return min((rank for rank, _ in self._queues), default=None)
+
+    def count_before(self, rank: int) -> int:
+        """Return how many lanes of higher priorities than this wait."""
+        return sum(len(queue) for (each, _), queue in self._queues.items() if each < rank)
+
+    def take(self, ranks: Collection[int], now: float, *, skip: Container[Lane] = ()) -> list[Waiting]:
+        """Take out the lanes that get a place, in this order. `ranks`: of the lanes that have one. `skip`: lanes that
+        cannot be pulled on at the moment.
+        """
+        taken: list[Waiting] = []
+        skipped: list[Waiting] = []
+        highest = min([*ranks, *(rank for rank, _ in self._queues)], default=0)
+        lanes = len(ranks) - min(AGED_PLACES, sum(rank > highest for rank in ranks))
+
+        def take(rank: int, *, is_new: bool) -> bool:
+            queue = self._queues.get((rank, is_new), OrderedDict())
+            while queue:
+                waiting = next(iter(queue.values()))
+                self.discard(waiting.lane)
+                if waiting.lane not in skip:
+                    taken.append(waiting)
+                    return True
+                skipped.append(waiting)
+            return False
+
+        for rank in sorted({rank for rank, _ in self._queues}):
+            while lanes + len(taken) < LIVE_MAX:
+                if take(rank, is_new=self._new_is_next):
+                    self._new_is_next = not self._new_is_next
+                elif not take(rank, is_new=not self._new_is_next):
+                    break
+            while lanes + len(taken) < LIVE_MAX + NEW_PLACES and take(rank, is_new=True):
+                self._new_is_next = False
+        self._take_aged([*ranks, *(each.rank for each in taken)], now, taken, skip)
+        for waiting in reversed(skipped):
+            self.add(waiting)
+            self._queues[waiting.rank, waiting.is_new].move_to_end(waiting.lane, last=False)
+        return taken
+
+    def _take_aged(self, ranks: Iterable[int], now: float, taken: list[Waiting], skip: Container[Lane]) -> None:
+        """Take lanes of lower priorities than the highest with a place, which have had no job for AGED_AFTER_S."""
+        ranks = list(ranks)
+        highest = min(ranks, default=0)
+        left = AGED_PLACES - sum(rank > highest for rank in ranks)
+        for rank, is_new in sorted(self._queues):
+            if rank <= highest:
+                continue
+            for waiting in list(self._aged(rank, now, is_new=is_new)):
+                if left <= 0:
+                    return
+                if waiting.lane not in skip:
+                    self.discard(waiting.lane)
+                    taken.append(waiting)
+                    left -= 1
+
+    def _aged(self, rank: int, now: float, *, is_new: bool) -> Iterator[Waiting]:
+        for number, waiting in enumerate(self._queues.get((rank, is_new), OrderedDict()).values()):
+            if number >= AGED_PLACES or now - waiting.served_at < AGED_AFTER_S:
+                return
+            yield waiting

@@ -35,8 +35,8 @@ IDLE_S = 60.0  # a lane without a job for this long is released; the server remo
 CREATE_AT_ONCE_MAX = 16
 BACKLOG_MIN = 8  # jobs; a lane with fewer is not worth the cost of removing its consumer
 SETTLED_S = 0.1  # after the last delivery of a drained lane: by then its ack should have reached the server
-SETTLED_IN_LINE_S = 0.02  # the same while lanes stand in line; doubled after each try in which a job was in flight
-SETTLED_MAX_S = 5.0
+SETTLED_IN_LINE_S = 0.05  # the same while lanes stand in line; doubled after each try in which a job was in flight
+SETTLED_LONG_S, SETTLED_MAX_S = 0.5, 5.0  # at most, for a drained lane and for one in line
 REMOVE_AT_ONCE_MAX = 64
 RECREATE_AFTER_S = 0.25  # earlier, the server may still remove the former consumer: docs/decisions/lane-made-anew.md
 SUBJECTS_PAGE = 100_000  # the server's page size for the subjects of STREAM.INFO
@@ -381,8 +381,8 @@ class LaneDiscovery:
     async def _remove_lane(self, pull: LanePull, settled_s: float) -> None:
         """Remove the consumer of a lane that is drained or in line.
 
-        If it is drained: pull on it again if there are jobs or a hint, or if the removal fails. If it is in line: try
-        again later, while its jobs are in flight.
+        Try again later while its jobs are in flight. If it is drained: pull on it again if there are jobs or a hint, or
+        if the tries fail.
         """
         async with self._remove_limit:
             self._settling.discard(pull)
@@ -409,11 +409,12 @@ class LaneDiscovery:
             finally:
                 wanted = self._removing.pop(pull.key)
         if not removed and not self._stopped:
-            if not in_line:
+            again = in_line or (bool(self.rotation.line) and settled_s < SETTLED_LONG_S)
+            if again:
+                self._settle_later(pull, settled_s)
+            else:
                 pull.pending, pull.remove_when_drained = 1, False  # it may hold jobs
             self._open_pull(pull)
-            if in_line:
-                self._settle_later(pull, settled_s)
         elif wanted:
             self._want_lane(pull.key, jobs=1)
 

@@ -75,12 +75,16 @@ class TurnLength(NamedTuple):
     jobs: float
 
 
-def turn_length(lanes: int, weights: float, rate: float) -> TurnLength:
-    """Return the length of turns where `lanes` lanes want a place, and those with one, of these weights in all, are
-    given `rate` jobs a second.
+def turn_length(lanes: int, placed: int, weights: float, rate: float) -> TurnLength:
+    """Return the length of turns where `lanes` lanes want a place, and `placed` have one, which have these weights in
+    all and are given `rate` jobs a second.
+
+    Where few jobs a second are done, a turn is longer, up to TURN_MAX_S, for so many jobs that removal pays.
     """
     seconds = min(TURN_MAX_S, max(TURN_MIN_S, ROUND_S * LIVE_MAX / max(1, lanes)))
-    return TurnLength(seconds, rate * seconds / max(weights, 1e-9))
+    in_one_second = rate / max(weights, 1e-9)
+    worth = min(REMOVAL_PAYS / max(1, lanes) * placed / max(weights, 1e-9), TURN_MAX_S * in_one_second)
+    return TurnLength(seconds, max(seconds * in_one_second, worth))
 
 
 def removal_pays(jobs: float, lanes: int) -> bool:

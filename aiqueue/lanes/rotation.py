@@ -93,7 +93,7 @@ class Rotation:
         placed = [lane for lane in self._puller.busy if lane.may_wait]
         rate = self._rate.measure(self._puller.asked, now)
         wanting = len(placed) + len(self._opening) + len(self.line)
-        length = line.turn_length(wanting, sum(lane.weight for lane in placed), rate)
+        length = line.turn_length(wanting, len(placed), sum(lane.weight for lane in placed), rate)
         if len(placed) > line.LIVE_MAX or self.line:
             for lane in line.choose_leaving(placed, self.line, length, now):
                 self._leave(lane, line.removal_pays(lane.turn_jobs * lane.weight, wanting))

@@ -222,6 +222,8 @@ def _worker_state(lane: LaneStats) -> str:
         return "paused"
     if lane.waits_for_limit:
         return "limited"
+    if lane.waits_in_line:
+        return "in line"
     if lane.pulls or lane.in_flight:
         return "ready" if lane.pulls else "busy"
     if lane.partial:

@@ -18,8 +18,8 @@ class FoundJob:
     """Everything that is stored of a job id in one family and tenant.
 
     `stored` is the job in its lane. If it was delivered at least once, `delivered` is set, and `delivered_at` if the
-    server still knows when. `has_consumer`: the lane has one. Who describes the job reads these three. `limited`: lanes
-    had more jobs than were read.
+    server still knows when. `has_consumer`: the lane has one; `in_line`: it has none because others have their turn.
+    Who describes the job reads these four. `limited`: lanes had more jobs than were read.
     """
 
     family: Family
@@ -30,6 +30,7 @@ class FoundJob:
     letter: DeadLetter | None = None
     stored: Stored | None = None
     has_consumer: bool = False
+    in_line: bool = False
     delivered: bool = False
     delivered_at: float | None = None
     limited: bool = False
@@ -119,6 +120,8 @@ def state_in_lane(found: FoundJob, stored: Stored) -> tuple[JobState, str, float
         return "cancelled", "a worker will remove it from its lane", None
     if not has_declared_lane(found, stored):
         return "queued", "in a lane that its family does not declare: no worker will run it", None
+    if found.in_line:
+        return "queued", "its lane stands in line: workers have more lanes with jobs than they pull on at a time", None
     if not found.has_consumer:
         return "queued", "no worker serves its lane at the moment", None
     if not found.delivered:

@@ -44,7 +44,9 @@ async def check_lanes(subject: Subject) -> AsyncIterator[Finding]:
     idle = [lane for lane in served if not lane.pulls and not lane.in_flight]
     if limited := [lane for lane in idle if lane.waits_for_limit]:
         yield Finding("limited keys", "ok", f"wait for what their limits allow: {_name_lanes(limited)}")
-    if unserved := [lane for lane in idle if lane not in limited]:
+    if waiting := [lane for lane in idle if lane.waits_in_line]:
+        yield Finding("lanes in line", "ok", f"wait for their turn: {_name_lanes(waiting)}")
+    if unserved := [lane for lane in idle if lane not in limited and lane not in waiting]:
         yield warn("lanes without a worker", "lane-unserved", _name_lanes(unserved))
     if pulled := [lane for lane in served if lane.pulls and lane.in_flight < lane.in_flight_limit]:
         await asyncio.sleep(REREAD_AFTER_S)

@@ -15,7 +15,7 @@ from ..documents import Documents
 from ..enqueue import DeadLetters, Filter, Parking
 from ..errors import AccessDenied, AIQueueError, BadInput, JobState, NotFound
 from ..journal import CANCELLED, FAILED, RESULT, ChildRecord, Entry, entry_from_stored
-from ..lanes import ActivePauses, Pause
+from ..lanes import ActivePauses, Pause, has_line
 from ..topology import Family, Topology
 from .children import ChildStats, TreeBudget, describe_children, find_parent
 from .found_job import (
@@ -29,6 +29,7 @@ from .found_job import (
 )
 from .lane_scan import LaneScan
 from .pauses import read_pauses_if_allowed
+from .records import read_records_if_allowed
 from .timeline import ENQUEUED_EVENTS, TimelineEvent, build_timeline
 
 ENTRIES_MAX = 1_000  # journal entries of a job that are read, the oldest first
@@ -299,6 +300,8 @@ class _Search:
             name = found.family.lane_name(found.tenant, lane.priority, lane.key)
             info = await self._connection.api(f"CONSUMER.INFO.{found.family.stream}.{name}")
         except NotFound:
+            records = await read_records_if_allowed(self._connection, self._topology)
+            found.in_line = not lane.key and has_line(records, found.family.name, found.tenant)
             return
         found.has_consumer = True
         delivered_seq = info["delivered"]["stream_seq"]

@@ -16,12 +16,13 @@ from .. import subjects
 from ..connection import Connection, timestamp
 from ..enqueue import has_listeners
 from ..errors import BadInput, NotFound, Unavailable
-from ..lanes import ActivePauses, Pause
+from ..lanes import ActivePauses, Pause, has_line
 from ..subjects import Lane
 from ..topology import Family, Topology
 from .keys import read_keys
 from .lookup import JobStats, job
 from .pauses import read_pauses_if_allowed
+from .records import read_records_if_allowed
 
 __all__ = ["FamilyStats", "JobStats", "LaneStats", "job", "lanes", "overview"]
 
@@ -76,6 +77,7 @@ class LaneStats:
       first AGED_LANES_MAX.
     - `listening`: a worker of the family waits for news of lanes, of this one too unless it serves other tenants. None:
       not known, because all lanes are busy or this user may not ask.
+    - `in_line`: a worker that serves it has more lanes with jobs than it pulls on at a time; they take turns.
     - `pause`: all its jobs are paused, by `aiqueue pause`. `paused`: somebody has paused its consumer, by `nats`. In
       both cases nothing is delivered.
     - `partial`: a cluster has not reported its consumer, so `in_flight`, `redelivered` and `pulls` may be low.
@@ -104,6 +106,7 @@ class LaneStats:
     limit_key: str = ""
     key: str = ""
     key_hash: str = ""
+    in_line: bool = False
 
     def __str__(self) -> str:
         """Return its names, such as "llm.calls acme/normal, model gpt-4o"."""
@@ -119,6 +122,11 @@ class LaneStats:
         if self.key_hash == subjects.REST:
             return f"{name} (others)"
         return f"{name} {self.key or f'#{self.key_hash[:8]}'}"
+
+    @property
+    def waits_in_line(self) -> bool:
+        """Whether a worker is there, and pulls nothing although jobs are pending: other lanes have their turn."""
+        return bool(self.in_line and not self.key_hash and self.pending and not self.pulls and not self.in_flight)
 
     @property
     def waits_for_limit(self) -> bool:
@@ -191,6 +199,7 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
     quiet = {bool(lane.key) for lane, count in counts.items() if not count.partial and not count.in_flight}
     listening = {has_key: await has_listeners(connection, family, has_key=has_key) for has_key in quiet}
     pauses = ActivePauses(await read_pauses_if_allowed(connection, topology))
+    records = await read_records_if_allowed(connection, topology) if quiet else []
     found = []
     for lane in ordered:
         count = counts[lane]
@@ -205,6 +214,7 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
                 parked=count.parked, listening=listening.get(bool(lane.key)), partial=count.partial,
                 paused=(count.consumer or {}).get("pause_remaining", 0) > PAUSED_NS, pause=pauses.of_lane(lane),
                 limit_key=(lane.key and family.limit_key) or "", key=keys.get(lane.key, ""), key_hash=lane.key,
+                in_line=has_line(records, family.name, lane.tenant),
             )
         )  # fmt: skip
     return found

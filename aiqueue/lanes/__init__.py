@@ -19,11 +19,11 @@ from .refusals import PullLimits
 from .shared_consumer import SharedConsumer, SharedConsumerOptions
 from .stalled import StalledLaneWatch
 from .warn_once import WarnOnce
-from .worker_records import EVERY_S, Record, WorkerRecords, serves, without_key_lanes
+from .worker_records import EVERY_S, Record, WorkerRecords, has_line, serves, without_key_lanes
 
 __all__ = [
     "EVERY_S", "RECREATE_AFTER_S", "ActivePauses", "Delivery", "KeyGate", "LaneDiscovery", "LanePull", "Leases",
     "Pause", "PauseScope", "PauseWatch", "PullLimits", "Puller", "Record", "SharedConsumer",
     "SharedConsumerOptions", "StalledLaneWatch", "StoredPauses", "WarnOnce",
-    "WorkerRecords", "prefetch", "serves", "without_key_lanes",
+    "WorkerRecords", "has_line", "prefetch", "serves", "without_key_lanes",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import Any
@@ -34,9 +35,8 @@ POLL_S = 1.0
 IDLE_S = 60.0  # a lane without a job for this long is released; the server removes its consumer by inactive_threshold
 CREATE_AT_ONCE_MAX = 16
 BACKLOG_MIN = 8  # jobs; a lane with fewer is not worth the cost of removing its consumer
-SETTLED_S = 0.1  # after the last delivery of a drained lane: by then its ack should have reached the server
-SETTLED_IN_LINE_S = 0.05  # the same while lanes stand in line; doubled after each try in which a job was in flight
-SETTLED_LONG_S, SETTLED_MAX_S = 0.5, 5.0  # at most, for a drained lane and for one in line
+SETTLED_S = 0.1  # after the last delivery of a lane to be removed: by then its ack should have reached the server
+SETTLED_LONG_S, SETTLED_MAX_S = 0.5, 5.0  # doubled after each try while lanes stand in line, if drained or in line
 REMOVE_AT_ONCE_MAX = 64
 RECREATE_AFTER_S = 0.25  # earlier, the server may still remove the former consumer: docs/decisions/lane-made-anew.md
 SUBJECTS_PAGE = 100_000  # the server's page size for the subjects of STREAM.INFO
@@ -117,6 +117,11 @@ class LaneDiscovery:
         for subscription in self._hint_subscriptions:
             await subscription.close()
         self._hint_subscriptions.clear()
+
+    @property
+    def in_line(self) -> dict[str, int]:
+        """How many lanes stand in line, by family."""
+        return dict(Counter(waiting.lane.family for waiting in self.rotation.line))
 
     def set_paused(self, is_paused: Callable[[Lane], bool]) -> None:
         """Pull on the lanes for which this is false, and on no other, until the next call."""
@@ -241,7 +246,8 @@ class LaneDiscovery:
         if lane in self._opening or self._is_paused(lane):
             return
         now, rank = time.monotonic(), family.priorities.index(lane.priority)
-        waiting = Waiting(lane, rank, served_at=now, reported_at=now, jobs=jobs, is_new=is_new)
+        weight = family.weight(lane.tenant)
+        waiting = Waiting(lane, rank, served_at=now, reported_at=now, jobs=jobs, weight=weight, is_new=is_new)
         if pull is not None or (self.rotation.is_full and _may_wait(family, lane)):
             self.rotation.add(waiting)
         else:
@@ -288,7 +294,7 @@ class LaneDiscovery:
         may_wait = _may_wait(family, lane)
         pull = LanePull(
             lane, family.stream, consumer, family.ack_wait_s, pending=waiting.jobs, rank=waiting.rank,
-            weight=family.weight(lane.tenant), created=created, may_wait=may_wait, paused=self._is_paused(lane),
+            weight=waiting.weight, created=created, may_wait=may_wait, paused=self._is_paused(lane),
             remove_when_drained=may_wait and waiting.jobs >= BACKLOG_MIN and lane not in self._hinted,
         )  # fmt: skip
         self._open_pull(pull)
@@ -339,9 +345,10 @@ class LaneDiscovery:
         now, hinted = time.monotonic(), not pull.remove_when_drained
         served_at = (pull.turn or pull).served_at
         self._puller.end_turn(pull)
-        self.rotation.add(Waiting(pull.key, pull.rank, served_at, now, jobs=pull.pending, hinted=hinted))
+        waiting = Waiting(pull.key, pull.rank, served_at, now, jobs=pull.pending, weight=pull.weight, hinted=hinted)
+        self.rotation.add(waiting)
         if removal_pays and pull not in self._settling:
-            self._settle(pull, SETTLED_IN_LINE_S)
+            self._settle(pull, SETTLED_S)
         self._changed()
 
     def _forget_empty(self, family: Family, asked_at: float) -> None:
@@ -364,7 +371,7 @@ class LaneDiscovery:
         is_many = self._families[pull.key.family].lane_storage == "memory" and len(self._open) > line.FEW_LANES
         if self._stopped or not (has_line or is_many):
             return False
-        self._settle(pull, SETTLED_IN_LINE_S if has_line else SETTLED_S)
+        self._settle(pull, SETTLED_S)
         return True
 
     def _settle(self, pull: LanePull, settled_s: float) -> None:

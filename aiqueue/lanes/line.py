@@ -24,12 +24,12 @@ LIVE_MAX = 64  # places
 FEW_LANES = 128  # up to so many lanes are all live
 NEW_PLACES = 16  # beyond LIVE_MAX, for lanes that have come lately
 AGED_PLACES = 16  # beyond LIVE_MAX, for lanes of lower priorities
-ROUND_S = 2.5  # in which each lane is to have its turn
+ROUND_S = 3.5  # in which each lane is to have its turn
 TURN_MIN_S, TURN_MAX_S = 0.1, 1.0
 FINISH_TURNS = 2.0  # a lane with at most so many turns' jobs left stays until it is empty
 UNSERVED_S = 2.0  # a lane that was given no job for so long, while others were, gives up its place
 LOWER_S = 0.05  # the same for a lane of a lower priority that was given one in its turn
-REMOVAL_PAYS = 10_000  # jobs of a turn times lanes: from here on, removing a consumer costs less than it saves
+REMOVAL_PAYS = 6_000  # jobs of a turn times lanes: from here on, removing a consumer costs less than it saves
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +45,7 @@ class Waiting:
     served_at: float
     reported_at: float
     jobs: int = 1
+    weight: float = 1.0
     hinted: bool = False
     is_new: bool = False
 
@@ -75,16 +76,17 @@ class TurnLength(NamedTuple):
     jobs: float
 
 
-def turn_length(lanes: int, placed: int, weights: float, rate: float) -> TurnLength:
-    """Return the length of turns where `lanes` lanes want a place, and `placed` have one, which have these weights in
-    all and are given `rate` jobs a second.
+def turn_length(lanes: int, weight: float, rate: float) -> TurnLength:
+    """Return the length of turns where `lanes` lanes want a place, or have one, of this weight on average, and `rate`
+    jobs a second are started in all. Not the weight of those with a place only: a turn would be the longer the lighter
+    they happen to be.
 
-    Where few jobs a second are done, a turn is longer, up to TURN_MAX_S, for so many jobs that removal pays.
+    Where few jobs a second are started, a turn is longer, up to TURN_MAX_S, for so many jobs that removal pays.
     """
     seconds = min(TURN_MAX_S, max(TURN_MIN_S, ROUND_S * LIVE_MAX / max(1, lanes)))
-    in_one_second = rate / max(weights, 1e-9)
-    worth = min(REMOVAL_PAYS / max(1, lanes) * placed / max(weights, 1e-9), TURN_MAX_S * in_one_second)
-    return TurnLength(seconds, max(seconds * in_one_second, worth))
+    in_a_second = rate / LIVE_MAX
+    worth = min(REMOVAL_PAYS / max(1, lanes), TURN_MAX_S * in_a_second)
+    return TurnLength(seconds, max(seconds * in_a_second, worth) / weight)
 
 
 def removal_pays(jobs: float, lanes: int) -> bool:
@@ -146,6 +148,7 @@ class Line:
         self._lanes: dict[Lane, Waiting] = {}
         self._queues: dict[tuple[int, bool], OrderedDict[Lane, Waiting]] = {}  # by rank, and whether they are new
         self._new_is_next = True
+        self.weights = 0.0  # of all lanes in line
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -160,11 +163,13 @@ class Line:
     def add(self, waiting: Waiting) -> None:
         """Let a lane wait at the end of the line."""
         self._lanes[waiting.lane] = waiting
+        self.weights += waiting.weight
         self._queues.setdefault((waiting.rank, waiting.is_new), OrderedDict())[waiting.lane] = waiting
 
     def discard(self, lane: Lane) -> None:
         """A lane waits no more."""
         if (waiting := self._lanes.pop(lane, None)) is not None:
+            self.weights = self.weights - waiting.weight if self._lanes else 0.0
             queue = self._queues[waiting.rank, waiting.is_new]
             del queue[lane]
             if not queue:

@@ -93,7 +93,9 @@ class Rotation:
         placed = [lane for lane in self._puller.busy if lane.may_wait]
         rate = self._rate.measure(self._puller.asked, now)
         wanting = len(placed) + len(self._opening) + len(self.line)
-        length = line.turn_length(wanting, len(placed), sum(lane.weight for lane in placed), rate)
+        weights = self.line.weights + sum(lane.weight for lane in placed)
+        counted = len(placed) + len(self.line)
+        length = line.turn_length(wanting, weights / counted if counted else 1.0, rate)
         if len(placed) > line.LIVE_MAX or self.line:
             for lane in line.choose_leaving(placed, self.line, length, now):
                 self._leave(lane, line.removal_pays(lane.turn_jobs * lane.weight, wanting))

@@ -86,6 +86,16 @@ def without_key_lanes(records: Iterable[Record]) -> dict[str, list[str]]:
     return found
 
 
+def has_line(records: Iterable[Record], family: str, tenant: str) -> bool:
+    """Return whether lanes of a family stand in line at a worker that serves a tenant, as its record says."""
+    for record in records:
+        in_line, tenants = record.get("in_line"), record.get("tenants")
+        is_served = tenants is None or (isinstance(tenants, list) and tenant in tenants)
+        if is_served and isinstance(in_line, dict) and in_line.get(family):
+            return True
+    return False
+
+
 def serves(record: Record, family: str, kind: str, tenant: str) -> bool:
     """Return whether a worker can run a job, as its record says: it lists the job's kind, or ANY_KIND."""
     kinds, tenants = record.get("kinds"), record.get("tenants")

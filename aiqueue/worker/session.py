@@ -154,7 +154,7 @@ class Session:
             "last_delivery": self._last_delivery_at and time.time() - (now - self._last_delivery_at),
             "connected": connected,
             "stalled_s": now - since if since else 0.0,
-            "lanes": len(list(self.puller.lanes)),
+            "lanes": sum(not lane.in_line for lane in self.puller.lanes),
         }
 
     def _writes_journal(self, subject: str) -> bool:
@@ -171,7 +171,7 @@ class Session:
         tenants = None if self._options.tenants is None else list(self._options.tenants)
         jobs = describe_jobs(self._running.values(), time.monotonic())
         heeds_limits = self._keys is None or self._keys.started
-        heeds = {"heeds_pauses": self._pausing.watch.sees, "key_lanes": heeds_limits}
+        heeds = {"heeds_pauses": self._pausing.watch.sees, "key_lanes": heeds_limits, "in_line": self.discovery.in_line}
         return {**self.vitals(), "tenants": tenants, "jobs": jobs, **heeds}
 
     async def start(self) -> None:

@@ -1,0 +1,237 @@
+"""Which lanes have a place and which stand in line, decided without a server: random lines, and simulated workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiqueue.lanes import line
+from aiqueue.lanes.fairness import AGED_AFTER_S, StrideClock, StrideState, share_budget
+from aiqueue.lanes.line import AGED_PLACES, LIVE_MAX, NEW_PLACES, Line, TurnLength, Waiting, choose_leaving, turn_length
+from aiqueue.subjects import Lane
+
+MOST = LIVE_MAX + NEW_PLACES + AGED_PLACES
+
+
+def lane(n: int) -> Lane:
+    return Lane("agent.tasks", f"t{n}", "normal")
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Placed(StrideState):
+    key: Lane
+    pending: int = 1_000
+    turn_at: float = 0.0
+    turn_jobs: float = 0.0
+    granted: int = 0
+
+    @property
+    def given_at(self) -> float:
+        return self.served_at
+
+
+waitings = st.lists(
+    st.tuples(st.integers(0, 3), st.booleans(), st.floats(0, 100)), max_size=300
+).map(lambda each: [Waiting(lane(n), rank, at, 0.0, is_new=new) for n, (rank, new, at) in enumerate(each)])  # fmt: skip
+ranks = st.lists(st.integers(0, 3), max_size=120)
+
+
+def filled(each: list[Waiting]) -> Line:
+    found = Line()
+    for waiting in each:
+        found.add(waiting)
+    return found
+
+
+@given(waitings, ranks, st.floats(0, 200), st.sets(st.integers(0, 300)))
+def test_no_lane_is_lost_or_taken_twice_and_no_more_than_the_places_are_given(
+    each: list[Waiting], placed: list[int], now: float, skipped: set[int]
+) -> None:
+    waiting, skip = filled(each), {lane(n) for n in skipped}
+    taken = [one.lane for one in waiting.take(placed, now, skip=skip)]
+    assert len(set(taken)) == len(taken)
+    assert not skip & set(taken)
+    assert sorted([*taken, *(one.lane for one in waiting)]) == sorted(one.lane for one in each)
+    assert len(placed) + len(taken) <= max(len(placed), MOST)
+
+
+@given(waitings, ranks, st.floats(0, 200))
+def test_while_a_place_is_free_nobody_waits(each: list[Waiting], placed: list[int], now: float) -> None:
+    waiting = filled(each)
+    taken = waiting.take(placed, now)
+    if waiting:
+        assert len(placed) + len(taken) >= LIVE_MAX
+
+
+@given(waitings, st.integers(0, LIVE_MAX))
+def test_priorities_go_in_order_apart_from_lanes_that_have_aged(each: list[Waiting], places: int) -> None:
+    waiting = filled(each)
+    taken = [one.rank for one in waiting.take([0] * places, now=0.0)]  # nobody has aged
+    by_rank = sorted(taken)
+    assert taken == by_rank
+    if taken and waiting and places + len(taken) == LIVE_MAX:
+        assert taken[-1] <= min(one.rank for one in waiting)
+
+
+@given(waitings)
+def test_of_one_priority_those_that_came_first_go_first(each: list[Waiting]) -> None:
+    waiting = filled(each)
+    taken = waiting.take([], now=0.0)
+    for rank in range(4):
+        for is_new in (False, True):
+            came = [one for one in each if (one.rank, one.is_new) == (rank, is_new)]
+            got = [one for one in taken if (one.rank, one.is_new) == (rank, is_new)]
+            assert got == came[: len(got)]
+
+
+@given(st.integers(10, 200), st.integers(10, 200))
+def test_new_lanes_go_first_and_leave_every_second_place_to_the_others(new: int, old: int) -> None:
+    waiting = filled([Waiting(lane(n), 0, 0.0, 0.0, is_new=n < new) for n in range(new + old)])
+    taken = waiting.take([0] * (LIVE_MAX - 10), now=0.0)
+    assert taken[0].is_new
+    assert sum(one.is_new for one in taken[:10]) == 5
+    assert len(taken) == 10 + min(NEW_PLACES, new - 5)
+
+
+def test_a_new_lane_has_a_place_at_once_where_all_are_taken() -> None:
+    waiting = filled([Waiting(lane(n), 0, 0.0, 0.0) for n in range(1_000)])
+    waiting.add(Waiting(lane(-1), 0, 0.0, 0.0, is_new=True))
+    assert [one.lane for one in waiting.take([0] * LIVE_MAX, now=0.0)] == [lane(-1)]
+
+
+def test_lower_priorities_get_places_when_they_have_aged_and_no_more_than_their_share() -> None:
+    waiting = filled([Waiting(lane(n), 2, float(n), 0.0) for n in range(100)])
+    assert not waiting.take([0] * LIVE_MAX, now=0.5)
+    aged = waiting.take([0] * LIVE_MAX, now=AGED_AFTER_S + 50)
+    assert [one.lane for one in aged] == [lane(n) for n in range(AGED_PLACES)]
+    assert not waiting.take([0] * LIVE_MAX + [2] * AGED_PLACES, now=AGED_AFTER_S + 50)
+
+
+placements = st.lists(
+    st.builds(
+        Placed, key=st.just(lane(0)), rank=st.integers(0, 3), weight=st.floats(0.01, 100),
+        pending=st.integers(1, 1_000), turn_at=st.floats(0, 100), turn_jobs=st.floats(0, 1_000),
+        served_at=st.floats(0, 100),
+    ),
+    max_size=120,
+)  # fmt: skip
+lengths = st.builds(TurnLength, st.floats(0.1, 1.0), st.floats(0, 100))
+
+
+@given(placements, lengths, st.floats(100, 200))
+def test_no_lane_gives_up_its_place_for_nobody(placed: list[Placed], length: TurnLength, now: float) -> None:
+    assert not choose_leaving(placed, Line(), length, now)
+
+
+@given(placements, waitings, lengths, st.floats(100, 200))
+def test_a_lane_gives_up_its_place_for_its_own_or_a_higher_priority_only(
+    placed: list[Placed], each: list[Waiting], length: TurnLength, now: float
+) -> None:
+    waiting = filled(each)
+    leaving = choose_leaving(placed, waiting, length, now)
+    assert len(set(leaving)) == len(leaving)
+    for one in leaving:
+        assert min(other.rank for other in each) <= one.rank
+
+
+@given(placements, waitings, lengths, st.floats(100, 200))
+def test_a_lane_whose_turn_is_long_over_gives_up_its_place(
+    placed: list[Placed], each: list[Waiting], length: TurnLength, now: float
+) -> None:
+    leaving = choose_leaving(placed, filled(each), length, now)
+    for one in placed:
+        is_over = one.turn_jobs > 0 and one.turn_jobs >= (1 + line.FINISH_TURNS) * length.jobs
+        if is_over and any(other.rank <= one.rank for other in each):
+            assert one in leaving
+
+
+@given(st.integers(1, 100_000), st.floats(0.1, 1_000), st.floats(0, 50_000))
+def test_a_turn_is_a_second_at_most_and_shorter_the_more_lanes_wait(lanes: int, weight: float, rate: float) -> None:
+    length = turn_length(lanes, weight, rate)
+    assert line.TURN_MIN_S <= length.seconds <= line.TURN_MAX_S
+    assert length.seconds >= turn_length(lanes + 100, weight, rate).seconds
+    assert length.jobs <= rate * line.TURN_MAX_S / LIVE_MAX / weight * (1 + 1e-9)
+
+
+@dataclass
+class Simulated:
+    """A worker that starts `rate` jobs a second of backlogged lanes, by the decisions of `fairness` and `line`."""
+
+    lanes: list[Placed]
+    rate: int
+    now: float = 0.0
+    starts: Counter[Lane] = field(default_factory=Counter)
+    last: dict[Lane, float] = field(default_factory=dict)
+    longest: float = 0.0  # between two starts of a lane
+    turns: int = 0
+
+    def __post_init__(self) -> None:
+        self.by_key = {each.key: each for each in self.lanes}
+        self.live: list[Placed] = []
+        self.clock, self.line = StrideClock(), Line()
+        for each in self.lanes:
+            self.line.add(Waiting(each.key, each.rank, 0.0, 0.0, weight=each.weight))
+            self.last[each.key] = 0.0
+        self.passes: dict[Lane, float] = {}
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.01
+            self.step()
+
+    def step(self) -> None:
+        lanes, weights = len(self.live) + len(self.line), self.line.weights + sum(each.weight for each in self.live)
+        length = turn_length(lanes, weights / lanes, self.rate)
+        for each in self.live:
+            each.turn_jobs = each.pass_value - self.passes[each.key]
+        for each in choose_leaving(self.live, self.line, length, self.now):
+            self.live.remove(each)
+            self.line.add(Waiting(each.key, each.rank, each.served_at, self.now, weight=each.weight))
+            self.turns += 1
+        for waiting in self.line.take([each.rank for each in self.live], self.now):
+            each = self.by_key[waiting.lane]
+            self.clock.join(each, self.now)
+            each.served_at, each.turn_at = waiting.served_at, self.now
+            self.passes[each.key], each.turn_jobs = each.pass_value, 0.0
+            self.live.append(each)
+        for each, jobs in share_budget(self.clock, self.live, self.rate // 100, self.now, step=6):
+            self.starts[each.key] += jobs
+            self.longest = max(self.longest, self.now - self.last[each.key])
+            self.last[each.key] = self.now
+
+    def waited(self) -> float:
+        """The longest time without a start, of any lane."""
+        return max(self.longest, self.now - min(self.last.values()))
+
+
+def test_a_thousand_backlogs_share_by_weight_and_none_waits_for_more_than_a_round() -> None:
+    heavy = [Placed(key=lane(n), weight=3.0, pending=10**6) for n in range(500)]
+    light = [Placed(key=lane(500 + n), pending=10**6) for n in range(500)]
+    worker = Simulated([*heavy, *light], rate=6_000)  # the heavy ones all come first
+    worker.run(30.0)
+    shares = [sum(worker.starts[each.key] for each in group) for group in (heavy, light)]
+    assert shares[0] / sum(shares) == pytest.approx(0.75, rel=0.1)
+    assert worker.waited() < 5.0
+    assert worker.turns < 400 * 30  # each of them costs the server 1 to 2 ms
+
+
+def test_slots_that_come_free_one_by_one_go_round() -> None:
+    worker = Simulated([Placed(key=lane(n), pending=10**6) for n in range(200)], rate=100)
+    worker.run(20.0)
+    assert min(worker.starts.values()) >= 5
+    assert max(worker.starts.values()) <= 20
+
+
+def test_many_lower_lanes_beside_many_higher_ones_are_all_served() -> None:
+    high = [Placed(key=lane(n), rank=0, pending=10**6) for n in range(300)]
+    low = [Placed(key=lane(300 + n), rank=2, pending=10**6) for n in range(300)]
+    worker = Simulated([*high, *low], rate=6_000)
+    worker.run(20.0)
+    assert all(worker.starts[each.key] for each in [*high, *low])
+    assert sum(worker.starts[each.key] for each in high) >= 0.5 * sum(worker.starts.values())
+    assert worker.waited() < 5.0

@@ -25,7 +25,7 @@ from . import line
 from .consumers import PAUSED_S, LaneConsumers
 from .delivery import LanePull
 from .key_gate import KeyGate
-from .line import Waiting
+from .line import LaneInLine
 from .puller import Puller
 from .rotation import Rotation
 
@@ -36,7 +36,7 @@ IDLE_S = 60.0  # a lane without a job for this long is released; the server remo
 CREATE_AT_ONCE_MAX = 16
 BACKLOG_MIN = 8  # jobs; a lane with fewer is not worth the cost of removing its consumer
 SETTLED_S = 0.1  # after the last delivery of a lane to be removed: by then its ack should have reached the server
-SETTLED_LONG_S, SETTLED_MAX_S = 0.5, 5.0  # doubled after each try while lanes stand in line, if drained or in line
+SETTLED_MAX_S = 5.0  # doubled up to this after each try, for a lane in line whose jobs are in flight
 REMOVE_AT_ONCE_MAX = 64
 RECREATE_AFTER_S = 0.25  # earlier, the server may still remove the former consumer: docs/decisions/lane-made-anew.md
 SUBJECTS_PAGE = 100_000  # the server's page size for the subjects of STREAM.INFO
@@ -247,13 +247,13 @@ class LaneDiscovery:
             return
         now, rank = time.monotonic(), family.priorities.index(lane.priority)
         weight = family.weight(lane.tenant)
-        waiting = Waiting(lane, rank, served_at=now, reported_at=now, jobs=jobs, weight=weight, is_new=is_new)
+        waiting = LaneInLine(lane, rank, served_at=now, reported_at=now, jobs=jobs, weight=weight, is_new=is_new)
         if pull is not None or (self.rotation.is_full and _may_wait(family, lane)):
             self.rotation.add(waiting)
         else:
             self._begin_opening(family, waiting)
 
-    def _begin_opening(self, family: Family, waiting: Waiting) -> None:
+    def _begin_opening(self, family: Family, waiting: LaneInLine) -> None:
         self._opening[waiting.lane] = waiting.rank
         if waiting.hinted:
             self._hinted.add(waiting.lane)
@@ -264,7 +264,7 @@ class LaneDiscovery:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _open_lane(self, family: Family, waiting: Waiting) -> None:
+    async def _open_lane(self, family: Family, waiting: LaneInLine) -> None:
         """Create a lane's consumer, or use the existing one, and pull on it."""
         lane = waiting.lane
         try:
@@ -288,7 +288,7 @@ class LaneDiscovery:
             self._opening.pop(lane, None)
             self._hinted.discard(lane)
 
-    def _start_pulling(self, family: Family, waiting: Waiting, consumer: str, *, created: float) -> None:
+    def _start_pulling(self, family: Family, waiting: LaneInLine, consumer: str, *, created: float) -> None:
         """Add a lane to the puller."""
         lane = waiting.lane
         may_wait = _may_wait(family, lane)
@@ -326,7 +326,7 @@ class LaneDiscovery:
 
     # -- lanes in line (docs/decisions/lanes-in-line.md)
 
-    def _begin_turn(self, waiting: Waiting) -> None:
+    def _begin_turn(self, waiting: LaneInLine) -> None:
         """Pull on a lane that stood in line."""
         lane = waiting.lane
         if self._stopped or self._is_paused(lane):  # the poll finds it when it is resumed
@@ -345,7 +345,7 @@ class LaneDiscovery:
         now, hinted = time.monotonic(), not pull.remove_when_drained
         served_at = (pull.turn or pull).served_at
         self._puller.end_turn(pull)
-        waiting = Waiting(pull.key, pull.rank, served_at, now, jobs=pull.pending, weight=pull.weight, hinted=hinted)
+        waiting = LaneInLine(pull.key, pull.rank, served_at, now, jobs=pull.pending, weight=pull.weight, hinted=hinted)
         self.rotation.add(waiting)
         if removal_pays and pull not in self._settling:
             self._settle(pull, SETTLED_S)
@@ -388,8 +388,8 @@ class LaneDiscovery:
     async def _remove_lane(self, pull: LanePull, settled_s: float) -> None:
         """Remove the consumer of a lane that is drained or in line.
 
-        Try again later while its jobs are in flight. If it is drained: pull on it again if there are jobs or a hint, or
-        if the tries fail.
+        If it is drained: pull on it again if there are jobs or a hint, or if the removal fails. If it is in line: try
+        again later, while its jobs are in flight.
         """
         async with self._remove_limit:
             self._settling.discard(pull)
@@ -397,7 +397,7 @@ class LaneDiscovery:
                 return
             in_line = pull.in_line
             if in_line and not pull.idle:
-                self._settle_later(pull, settled_s)
+                self._settle(pull, min(SETTLED_MAX_S, 2 * settled_s))
                 return
             if not (in_line or (pull.remove_when_drained and pull.idle and pull.pending <= 0)):
                 self._puller.pull_again(pull)  # jobs or a hint came meanwhile
@@ -416,17 +416,14 @@ class LaneDiscovery:
             finally:
                 wanted = self._removing.pop(pull.key)
         if not removed and not self._stopped:
-            again = in_line or (bool(self.rotation.line) and settled_s < SETTLED_LONG_S)
-            if again:
-                self._settle_later(pull, settled_s)
-            else:
-                pull.pending, pull.remove_when_drained = 1, False  # it may hold jobs
+            if in_line:
+                self._settle(pull, min(SETTLED_MAX_S, 2 * settled_s))
+            else:  # it may hold jobs; perhaps only an ack was late
+                pull.pending, pull.remove_when_drained = 1, bool(self.rotation.line) and not pull.was_in_use
+                pull.was_in_use = True
             self._open_pull(pull)
         elif wanted:
             self._want_lane(pull.key, jobs=1)
-
-    def _settle_later(self, pull: LanePull, settled_s: float) -> None:
-        self._settle(pull, min(SETTLED_MAX_S, 2 * settled_s))
 
     def _drop(self, pull: LanePull) -> None:
         """Stop pulling on a lane."""

@@ -33,7 +33,7 @@ REMOVAL_PAYS = 6_000  # jobs of a turn times lanes: from here on, removing a con
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
+class LaneInLine:
     """A lane in line. Times in monotonic seconds.
 
     `served_at`: when it was last given a job, or came. `jobs`: how many it holds, as last reported, at `reported_at`.
@@ -145,22 +145,22 @@ class Line:
     """The lanes that wait for a place."""
 
     def __init__(self) -> None:
-        self._lanes: dict[Lane, Waiting] = {}
-        self._queues: dict[tuple[int, bool], OrderedDict[Lane, Waiting]] = {}  # by rank, and whether they are new
+        self._lanes: dict[Lane, LaneInLine] = {}
+        self._queues: dict[tuple[int, bool], OrderedDict[Lane, LaneInLine]] = {}  # by rank, and whether they are new
         self._new_is_next = True
         self.weights = 0.0  # of all lanes in line
 
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[LaneInLine]:
         return iter(self._lanes.values())
 
-    def get(self, lane: Lane) -> Waiting | None:
+    def get(self, lane: Lane) -> LaneInLine | None:
         """Return what is known of a lane in line, None for one that is not."""
         return self._lanes.get(lane)
 
-    def add(self, waiting: Waiting) -> None:
+    def add(self, waiting: LaneInLine) -> None:
         """Let a lane wait at the end of the line."""
         self._lanes[waiting.lane] = waiting
         self.weights += waiting.weight
@@ -183,12 +183,12 @@ class Line:
         """Return how many lanes of higher priorities than this wait."""
         return sum(len(queue) for (each, _), queue in self._queues.items() if each < rank)
 
-    def take(self, ranks: Collection[int], now: float, *, skip: Container[Lane] = ()) -> list[Waiting]:
+    def take(self, ranks: Collection[int], now: float, *, skip: Container[Lane] = ()) -> list[LaneInLine]:
         """Take out the lanes that get a place, in this order. `ranks`: of the lanes that have one. `skip`: lanes that
         cannot be pulled on at the moment.
         """
-        taken: list[Waiting] = []
-        skipped: list[Waiting] = []
+        taken: list[LaneInLine] = []
+        skipped: list[LaneInLine] = []
         highest = min([*ranks, *(rank for rank, _ in self._queues)], default=0)
         lanes = len(ranks) - min(AGED_PLACES, sum(rank > highest for rank in ranks))
 
@@ -217,7 +217,7 @@ class Line:
             self._queues[waiting.rank, waiting.is_new].move_to_end(waiting.lane, last=False)
         return taken
 
-    def _take_aged(self, ranks: Iterable[int], now: float, taken: list[Waiting], skip: Container[Lane]) -> None:
+    def _take_aged(self, ranks: Iterable[int], now: float, taken: list[LaneInLine], skip: Container[Lane]) -> None:
         """Take lanes of lower priorities than the highest with a place, which have had no job for AGED_AFTER_S."""
         ranks = list(ranks)
         highest = min(ranks, default=0)
@@ -233,7 +233,7 @@ class Line:
                     taken.append(waiting)
                     left -= 1
 
-    def _aged(self, rank: int, now: float, *, is_new: bool) -> Iterator[Waiting]:
+    def _aged(self, rank: int, now: float, *, is_new: bool) -> Iterator[LaneInLine]:
         for number, waiting in enumerate(self._queues.get((rank, is_new), OrderedDict()).values()):
             if number >= AGED_PLACES or now - waiting.served_at < AGED_AFTER_S:
                 return

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Mapping
 from ..subjects import Lane
 from . import line
 from .delivery import LanePull
-from .line import Line, Waiting
+from .line import Line, LaneInLine
 from .puller import Puller
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Rotation:
         *,
         opening: Mapping[Lane, int],
         removing: Container[Lane],
-        enter: Callable[[Waiting], None],
+        enter: Callable[[LaneInLine], None],
         leave: Callable[[LanePull, bool], None],
     ) -> None:
         self._puller = puller
@@ -54,7 +54,7 @@ class Rotation:
             return bool(self.line)
         return sum(lane.may_wait for lane in busy) + opening >= line.FEW_LANES
 
-    def add(self, waiting: Waiting) -> None:
+    def add(self, waiting: LaneInLine) -> None:
         """Let a lane stand in line."""
         self.line.add(waiting)
         self.start()

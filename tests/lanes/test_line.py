@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from aiqueue.lanes import line
 from aiqueue.lanes.fairness import AGED_AFTER_S, StrideClock, StrideState, share_budget
-from aiqueue.lanes.line import AGED_PLACES, LIVE_MAX, NEW_PLACES, Line, TurnLength, Waiting, choose_leaving, turn_length
+from aiqueue.lanes.line import (
+    AGED_PLACES,
+    LIVE_MAX,
+    NEW_PLACES,
+    Line,
+    TurnLength,
+    LaneInLine,
+    choose_leaving,
+    turn_length,
+)
 from aiqueue.subjects import Lane
 
 MOST = LIVE_MAX + NEW_PLACES + AGED_PLACES
@@ -36,11 +45,11 @@ class Placed(StrideState):
 
 waitings = st.lists(
     st.tuples(st.integers(0, 3), st.booleans(), st.floats(0, 100)), max_size=300
-).map(lambda each: [Waiting(lane(n), rank, at, 0.0, is_new=new) for n, (rank, new, at) in enumerate(each)])  # fmt: skip
+).map(lambda each: [LaneInLine(lane(n), rank, at, 0.0, is_new=new) for n, (rank, new, at) in enumerate(each)])  # fmt: skip
 ranks = st.lists(st.integers(0, 3), max_size=120)
 
 
-def filled(each: list[Waiting]) -> Line:
+def filled(each: list[LaneInLine]) -> Line:
     found = Line()
     for waiting in each:
         found.add(waiting)
@@ -49,7 +58,7 @@ def filled(each: list[Waiting]) -> Line:
 
 @given(waitings, ranks, st.floats(0, 200), st.sets(st.integers(0, 300)))
 def test_no_lane_is_lost_or_taken_twice_and_no_more_than_the_places_are_given(
-    each: list[Waiting], placed: list[int], now: float, skipped: set[int]
+    each: list[LaneInLine], placed: list[int], now: float, skipped: set[int]
 ) -> None:
     waiting, skip = filled(each), {lane(n) for n in skipped}
     taken = [one.lane for one in waiting.take(placed, now, skip=skip)]
@@ -60,7 +69,7 @@ def test_no_lane_is_lost_or_taken_twice_and_no_more_than_the_places_are_given(
 
 
 @given(waitings, ranks, st.floats(0, 200))
-def test_while_a_place_is_free_nobody_waits(each: list[Waiting], placed: list[int], now: float) -> None:
+def test_while_a_place_is_free_nobody_waits(each: list[LaneInLine], placed: list[int], now: float) -> None:
     waiting = filled(each)
     taken = waiting.take(placed, now)
     if waiting:
@@ -68,7 +77,7 @@ def test_while_a_place_is_free_nobody_waits(each: list[Waiting], placed: list[in
 
 
 @given(waitings, st.integers(0, LIVE_MAX))
-def test_priorities_go_in_order_apart_from_lanes_that_have_aged(each: list[Waiting], places: int) -> None:
+def test_priorities_go_in_order_apart_from_lanes_that_have_aged(each: list[LaneInLine], places: int) -> None:
     waiting = filled(each)
     taken = [one.rank for one in waiting.take([0] * places, now=0.0)]  # nobody has aged
     by_rank = sorted(taken)
@@ -78,7 +87,7 @@ def test_priorities_go_in_order_apart_from_lanes_that_have_aged(each: list[Waiti
 
 
 @given(waitings)
-def test_of_one_priority_those_that_came_first_go_first(each: list[Waiting]) -> None:
+def test_of_one_priority_those_that_came_first_go_first(each: list[LaneInLine]) -> None:
     waiting = filled(each)
     taken = waiting.take([], now=0.0)
     for rank in range(4):
@@ -90,7 +99,7 @@ def test_of_one_priority_those_that_came_first_go_first(each: list[Waiting]) -> 
 
 @given(st.integers(10, 200), st.integers(10, 200))
 def test_new_lanes_go_first_and_leave_every_second_place_to_the_others(new: int, old: int) -> None:
-    waiting = filled([Waiting(lane(n), 0, 0.0, 0.0, is_new=n < new) for n in range(new + old)])
+    waiting = filled([LaneInLine(lane(n), 0, 0.0, 0.0, is_new=n < new) for n in range(new + old)])
     taken = waiting.take([0] * (LIVE_MAX - 10), now=0.0)
     assert taken[0].is_new
     assert sum(one.is_new for one in taken[:10]) == 5
@@ -98,13 +107,13 @@ def test_new_lanes_go_first_and_leave_every_second_place_to_the_others(new: int,
 
 
 def test_a_new_lane_has_a_place_at_once_where_all_are_taken() -> None:
-    waiting = filled([Waiting(lane(n), 0, 0.0, 0.0) for n in range(1_000)])
-    waiting.add(Waiting(lane(-1), 0, 0.0, 0.0, is_new=True))
+    waiting = filled([LaneInLine(lane(n), 0, 0.0, 0.0) for n in range(1_000)])
+    waiting.add(LaneInLine(lane(-1), 0, 0.0, 0.0, is_new=True))
     assert [one.lane for one in waiting.take([0] * LIVE_MAX, now=0.0)] == [lane(-1)]
 
 
 def test_lower_priorities_get_places_when_they_have_aged_and_no_more_than_their_share() -> None:
-    waiting = filled([Waiting(lane(n), 2, float(n), 0.0) for n in range(100)])
+    waiting = filled([LaneInLine(lane(n), 2, float(n), 0.0) for n in range(100)])
     assert not waiting.take([0] * LIVE_MAX, now=0.5)
     aged = waiting.take([0] * LIVE_MAX, now=AGED_AFTER_S + 50)
     assert [one.lane for one in aged] == [lane(n) for n in range(AGED_PLACES)]
@@ -129,7 +138,7 @@ def test_no_lane_gives_up_its_place_for_nobody(placed: list[Placed], length: Tur
 
 @given(placements, waitings, lengths, st.floats(100, 200))
 def test_a_lane_gives_up_its_place_for_its_own_or_a_higher_priority_only(
-    placed: list[Placed], each: list[Waiting], length: TurnLength, now: float
+    placed: list[Placed], each: list[LaneInLine], length: TurnLength, now: float
 ) -> None:
     waiting = filled(each)
     leaving = choose_leaving(placed, waiting, length, now)
@@ -140,7 +149,7 @@ def test_a_lane_gives_up_its_place_for_its_own_or_a_higher_priority_only(
 
 @given(placements, waitings, lengths, st.floats(100, 200))
 def test_a_lane_whose_turn_is_long_over_gives_up_its_place(
-    placed: list[Placed], each: list[Waiting], length: TurnLength, now: float
+    placed: list[Placed], each: list[LaneInLine], length: TurnLength, now: float
 ) -> None:
     leaving = choose_leaving(placed, filled(each), length, now)
     for one in placed:
@@ -174,7 +183,7 @@ class Simulated:
         self.live: list[Placed] = []
         self.clock, self.line = StrideClock(), Line()
         for each in self.lanes:
-            self.line.add(Waiting(each.key, each.rank, 0.0, 0.0, weight=each.weight))
+            self.line.add(LaneInLine(each.key, each.rank, 0.0, 0.0, weight=each.weight))
             self.last[each.key] = 0.0
         self.passes: dict[Lane, float] = {}
 
@@ -191,7 +200,7 @@ class Simulated:
             each.turn_jobs = each.pass_value - self.passes[each.key]
         for each in choose_leaving(self.live, self.line, length, self.now):
             self.live.remove(each)
-            self.line.add(Waiting(each.key, each.rank, each.served_at, self.now, weight=each.weight))
+            self.line.add(LaneInLine(each.key, each.rank, each.served_at, self.now, weight=each.weight))
             self.turns += 1
         for waiting in self.line.take([each.rank for each in self.live], self.now):
             each = self.by_key[waiting.lane]

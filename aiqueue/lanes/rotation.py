@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Mapping
 from ..subjects import Lane
 from . import line
 from .delivery import LanePull
-from .line import Line, LaneInLine
+from .line import LaneInLine, Line
 from .puller import Puller
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from aiqueue.lanes.line import (
     AGED_PLACES,
     LIVE_MAX,
     NEW_PLACES,
+    LaneInLine,
     Line,
     TurnLength,
-    LaneInLine,
     choose_leaving,
     turn_length,
 )
@@ -43,9 +43,9 @@ class Placed(StrideState):
         return self.served_at
 
 
-waitings = st.lists(
-    st.tuples(st.integers(0, 3), st.booleans(), st.floats(0, 100)), max_size=300
-).map(lambda each: [LaneInLine(lane(n), rank, at, 0.0, is_new=new) for n, (rank, new, at) in enumerate(each)])  # fmt: skip
+waitings = st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.floats(0, 100)), max_size=300).map(
+    lambda each: [LaneInLine(lane(n), rank, at, 0.0, is_new=new) for n, (rank, new, at) in enumerate(each)]
+)
 ranks = st.lists(st.integers(0, 3), max_size=120)
 
 

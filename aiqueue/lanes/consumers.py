@@ -16,7 +16,8 @@ from ..topology import Family, problems
 
 log = logging.getLogger(__name__)
 
-PAUSED_S = 2.0  # how long a consumer is paused while it is checked before its removal
+PAUSED_S = 3.0  # how long a consumer is paused while it is checked before its removal
+DELETE_WITHIN_S = 2.0  # the end of the pause, which is left for the server to come to the removal
 PAUSE_EXACT_S = 2e-6  # how exactly the server returns the end of a pause
 REMOVE_API_S = 1.0  # timeout of each request meanwhile
 REPORTED_MAX = 1_000
@@ -77,20 +78,25 @@ class LaneConsumers:
         async def request(verb: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
             return await self._connection.api(f"CONSUMER.{verb}.{name}", body, timeout=REMOVE_API_S)
 
+        asked_at = time.monotonic()
         before = await request("INFO")
         if before.get("paused"):
             return True
         if not _is_unused(before, with_backlog=with_backlog):
             return False
         # random microseconds distinguish this pause from those of other workers
-        until = timestamp(before["ts"]) + PAUSED_S + secrets.randbelow(100_000) / 1e6
-        asked_at = time.monotonic()
+        info_took_s, asked_at = time.monotonic() - asked_at, time.monotonic()
+        until = timestamp(before["ts"]) + info_took_s + PAUSED_S + secrets.randbelow(100_000) / 1e6
         await request("PAUSE", {"pause_until": datetime.fromtimestamp(until, UTC).isoformat(timespec="microseconds")})
         after = await request("INFO")
         pause_until = after["config"].get("pause_until")
         if pause_until is None or abs(timestamp(pause_until) - until) > PAUSE_EXACT_S:
             return True  # another worker's pause
-        holds = after.get("paused") and time.monotonic() - asked_at < PAUSED_S / 2 and self._connection.connected
+        holds = (
+            after.get("paused")
+            and time.monotonic() - asked_at < PAUSED_S - DELETE_WITHIN_S
+            and self._connection.connected
+        )
         if holds and _is_unused(after, with_backlog=with_backlog) and after["created"] == before["created"]:
             await request("DELETE")
             return True

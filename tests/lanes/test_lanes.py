@@ -205,6 +205,7 @@ async def test_a_job_that_comes_before_a_lane_is_paused_keeps_it(client: aiqueue
 async def test_a_lane_whose_pause_may_be_over_stays(client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     await drained(client)
     monkeypatch.setattr(consumers, "PAUSED_S", 0.3)
+    monkeypatch.setattr(consumers, "DELETE_WITHIN_S", 0.1)
 
     async def over() -> None:
         while (await info_of(client)).get("paused"):
@@ -212,6 +213,16 @@ async def test_a_lane_whose_pause_may_be_over_stays(client: aiqueue.Client, monk
 
     assert not await leaving(client, "PAUSE", over).remove_if_unused(f"{STREAM}.acme-normal")
     assert not (await info_of(client)).get("paused")
+
+
+async def test_the_pause_is_counted_from_when_it_is_asked_for(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await drained(client)
+    monkeypatch.setattr(consumers, "PAUSED_S", 0.8)
+    monkeypatch.setattr(consumers, "DELETE_WITHIN_S", 0.1)
+    let_go = leaving(client, "INFO", lambda: asyncio.sleep(0.9))  # a server that is slow to answer
+    assert await let_go.remove_if_unused(f"{STREAM}.acme-normal")
 
 
 async def test_a_lane_that_another_worker_has_paused_is_left_to_that_one(client: aiqueue.Client) -> None:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 IDLE_S = 60.0  # a lane without a job for this long is released; the server removes its consumer by inactive_threshold
 CREATE_AT_ONCE_MAX = 16
+FEW_LANES = line.FEW_LANES  # with more open lanes, one in memory that had a backlog is removed when drained
 BACKLOG_MIN = 8  # jobs; a lane with fewer is not worth the cost of removing its consumer
 SETTLED_S = 0.1  # after the last delivery of a lane to be removed: by then its ack should have reached the server
 SETTLED_MAX_S = 5.0  # doubled up to this after each try, for a lane in line whose jobs are in flight
@@ -368,7 +369,7 @@ class LaneDiscovery:
         if pull in self._settling:
             return True
         has_line = bool(self.rotation.line)
-        is_many = self._families[pull.key.family].lane_storage == "memory" and len(self._open) > line.FEW_LANES
+        is_many = self._families[pull.key.family].lane_storage == "memory" and len(self._open) > FEW_LANES
         if self._stopped or not (has_line or is_many):
             return False
         self._settle(pull, SETTLED_S)
@@ -419,7 +420,7 @@ class LaneDiscovery:
             if in_line:
                 self._settle(pull, min(SETTLED_MAX_S, 2 * settled_s))
             else:  # it may hold jobs; perhaps only an ack was late
-                pull.pending, pull.remove_when_drained = 1, bool(self.rotation.line) and not pull.was_in_use
+                pull.pending, pull.remove_when_drained = 1, not pull.was_in_use
                 pull.was_in_use = True
             self._open_pull(pull)
         elif wanted:

@@ -13,7 +13,7 @@ import pytest
 import aiqueue
 from aiqueue import subjects
 from aiqueue.connection import timestamp
-from aiqueue.lanes import consumers, discovery, line, refusals
+from aiqueue.lanes import consumers, discovery, refusals
 
 from ..support import Eventually, create_streams
 
@@ -48,7 +48,7 @@ class Ran:
 async def client(account: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[aiqueue.Client]:
     """Its lanes are in memory, two are many, one job is a backlog, and a lane is hinted at once."""
     monkeypatch.setattr("aiqueue.enqueue.producer.HINT_EVERY_S", 1e9)
-    monkeypatch.setattr(line, "FEW_LANES", 2)
+    monkeypatch.setattr(discovery, "FEW_LANES", 2)
     monkeypatch.setattr(discovery, "BACKLOG_MIN", 1)
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
         await create_streams(client)
@@ -78,7 +78,7 @@ async def test_of_many_lanes_those_whose_backlog_is_done_go_and_come_back(
     ran = Ran()
 
     async def few_left() -> bool:
-        return not await left(client) and len(await consumer_names(client)) <= line.FEW_LANES
+        return not await left(client) and len(await consumer_names(client)) <= discovery.FEW_LANES
 
     async with ran.worker.running(client):
         await eventually(few_left)
@@ -92,7 +92,7 @@ async def test_a_lane_with_a_job_in_flight_stays(client: aiqueue.Client, eventua
     ran = Ran(held="t0")
 
     async def others_gone() -> bool:
-        return await left(client) == JOBS and len(await consumer_names(client)) <= line.FEW_LANES
+        return await left(client) == JOBS and len(await consumer_names(client)) <= discovery.FEW_LANES
 
     async with ran.worker.running(client):
         await eventually(others_gone)

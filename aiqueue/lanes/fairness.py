@@ -116,10 +116,10 @@ def _share_by_stride(
     is more: single jobs would cost more time than they gain in fairness.
     """
     step = max(step, budget // (4 * len(lanes)))
-    heap = [(lane.pass_value, number, lane) for number, lane in enumerate(lanes)]
+    heap = [(lane.pass_value, lane.served_at, number, lane) for number, lane in enumerate(lanes)]
     heapq.heapify(heap)
     while budget > 0 and heap:
-        _, number, lane = heap[0]
+        _, _, number, lane = heap[0]
         wanted = lane.pending - lane.granted - given.get(lane, 0)
         if wanted <= 0:
             heapq.heappop(heap)
@@ -128,5 +128,5 @@ def _share_by_stride(
         given[lane] = given.get(lane, 0) + jobs
         clock.advance(lane, jobs, now)
         budget -= jobs
-        heapq.heapreplace(heap, (lane.pass_value, number, lane))
+        heapq.heapreplace(heap, (lane.pass_value, now, number, lane))
     return budget

@@ -12,7 +12,7 @@ Pure: nothing here waits or sends, and the time is an argument.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
@@ -23,7 +23,7 @@ from .fairness import AGED_AFTER_S
 LIVE_MAX = 64  # places
 FEW_LANES = 128  # up to so many lanes are all live
 NEW_PLACES = 16  # beyond LIVE_MAX, for lanes that have come lately
-AGED_PLACES = 16  # beyond LIVE_MAX, for lanes of lower priorities
+AGED_PLACES = 16  # beyond LIVE_MAX, for lanes of each lower priority
 ROUND_S = 3.5  # in which each lane is to have its turn
 TURN_MIN_S, TURN_MAX_S = 0.1, 1.0
 FINISH_TURNS = 2.0  # a lane with at most so many turns' jobs left stays until it is empty
@@ -218,20 +218,19 @@ class Line:
         return taken
 
     def _take_aged(self, ranks: Iterable[int], now: float, taken: list[LaneInLine], skip: Container[Lane]) -> None:
-        """Take lanes of lower priorities than the highest with a place, which have had no job for AGED_AFTER_S."""
-        ranks = list(ranks)
-        highest = min(ranks, default=0)
-        left = AGED_PLACES - sum(rank > highest for rank in ranks)
-        for rank, is_new in sorted(self._queues):
-            if rank <= highest:
-                continue
-            for waiting in list(self._aged(rank, now, is_new=is_new)):
-                if left <= 0:
-                    return
-                if waiting.lane not in skip:
-                    self.discard(waiting.lane)
-                    taken.append(waiting)
-                    left -= 1
+        """Take lanes of lower priorities than the highest with a place, which have had no job for AGED_AFTER_S.
+
+        Each priority has AGED_PLACES of its own: lanes in between, whose places are regular ones, take none away.
+        """
+        placed = Counter(ranks)
+        highest = min(placed, default=0)
+        lower = [each for each in self._queues if each[0] > highest]
+        aged = [waiting for rank, is_new in lower for waiting in self._aged(rank, now, is_new=is_new)]
+        for waiting in sorted(aged, key=lambda each: each.served_at):
+            if placed[waiting.rank] < AGED_PLACES and waiting.lane not in skip:
+                self.discard(waiting.lane)
+                taken.append(waiting)
+                placed[waiting.rank] += 1
 
     def _aged(self, rank: int, now: float, *, is_new: bool) -> Iterator[LaneInLine]:
         for number, waiting in enumerate(self._queues.get((rank, is_new), OrderedDict()).values()):

@@ -23,7 +23,7 @@ from aiqueue.lanes.line import (
 )
 from aiqueue.subjects import Lane
 
-MOST = LIVE_MAX + NEW_PLACES + AGED_PLACES
+MOST = LIVE_MAX + NEW_PLACES + 3 * AGED_PLACES  # of four priorities
 
 
 def lane(n: int) -> Lane:
@@ -244,3 +244,17 @@ def test_many_lower_lanes_beside_many_higher_ones_are_all_served() -> None:
     assert all(worker.starts[each.key] for each in [*high, *low])
     assert sum(worker.starts[each.key] for each in high) >= 0.5 * sum(worker.starts.values())
     assert worker.waited() < 5.0
+
+
+def test_the_lowest_priority_is_served_beside_one_lane_of_the_highest_and_many_between() -> None:
+    high, low = Placed(key=lane(0), rank=0, pending=10**6), Placed(key=lane(1), rank=2, pending=10**6)
+    normal = [Placed(key=lane(n), rank=1, pending=10**6) for n in range(2, 202)]
+    worker = Simulated([high, *normal, low], rate=2_000)
+    worker.run(10.0)
+    assert worker.starts[low.key]
+    assert worker.waited() < 2.0
+
+
+def test_of_lanes_that_are_equally_far_on_the_one_that_waits_longest_is_next() -> None:
+    lanes = [Placed(key=lane(n), served_at=float(at)) for n, at in enumerate((3, 1, 2))]
+    assert [one.key for one, _ in share_budget(StrideClock(), lanes, 1, now=3.5)] == [lane(1)]

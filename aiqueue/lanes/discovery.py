@@ -355,8 +355,10 @@ class LaneDiscovery:
     def _forget_empty(self, family: Family, asked_at: float) -> None:
         """Take the lanes out of line that a poll, begun at `asked_at`, did not find: others have emptied them."""
         for waiting in list(self.rotation.line):
-            if waiting.lane.family == family.name and waiting.reported_at < asked_at:
-                self.rotation.line.discard(waiting.lane)
+            lane = waiting.lane
+            is_reported = waiting.reported_at >= asked_at or lane in self._removing  # of these nothing was read
+            if lane.family == family.name and not is_reported:
+                self.rotation.line.discard(lane)
 
     # -- removing drained lanes (docs/decisions/passing-lanes.md), and those in line
 

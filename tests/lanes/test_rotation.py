@@ -14,6 +14,7 @@ import pytest
 import aiqueue
 from aiqueue.inspect import stats
 from aiqueue.lanes import discovery, line
+from aiqueue.lanes.consumers import LaneConsumers
 
 from ..support import Eventually, create_streams
 
@@ -197,3 +198,31 @@ async def test_lanes_in_line_are_no_stalled_and_no_unserved_lanes(
             ran.release.set()
             await eventually(lambda: none_left(client))
     assert not caplog.records
+
+
+async def test_a_lane_whose_consumer_is_being_removed_stays_in_line_over_a_poll(
+    client: aiqueue.Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, forget = LaneConsumers.remove_if_unused, discovery.LaneDiscovery._forget_empty
+    polls, stayed = 0, []
+
+    def note_poll(self: discovery.LaneDiscovery, family: Any, asked_at: float) -> None:
+        nonlocal polls
+        removing = [lane for lane in self._removing if self.rotation.line.get(lane) is not None]
+        forget(self, family, asked_at)
+        stayed.extend(self.rotation.line.get(lane) is not None for lane in removing)
+        polls += 1
+
+    async def remove_after_polls(*args: Any, **options: Any) -> bool:
+        until = polls + 3
+        await eventually(lambda: polls >= until)
+        return await remove(*args, **options)
+
+    monkeypatch.setattr(discovery.LaneDiscovery, "_forget_empty", note_poll)
+    monkeypatch.setattr(LaneConsumers, "remove_if_unused", remove_after_polls)
+    monkeypatch.setattr(discovery, "POLL_S", 0.02)
+    await fill(client)
+    ran = Ran(handler_s=0.01, concurrency=4)
+    async with ran.worker.running(client):
+        await eventually(lambda: len(stayed) > 5)
+        assert all(stayed)

@@ -17,6 +17,7 @@ NORMAL = "normal"
 HINTS = "aiq.hint"
 CANCEL = "aiq.cancel"  # notices to workers: a job that may be running was cancelled
 BACK = "aiq.back"  # notices between workers: a job was returned to the queue
+HOLDS = "aiq.holds"  # requests to workers: which of them holds a job
 PAUSES = "aiq.pause"  # notices to workers: a pause began or ended
 DEAD = "ai.dead"
 REST = "rest"  # instead of a hashed key: the lane that all keys beyond a tenant's KEY_LANES_MAX share
@@ -56,9 +57,7 @@ def work(family: str, tenant: str, priority: str = NORMAL, key: str = "") -> str
 
 
 def lane(family: str, tenant: str, priority: str, key: str = "") -> str:
-    """Return the subject of a lane's stored jobs. `tenant` may be ``*``: the lane that all tenants share. `key` may be
-    ``*``: all lanes of limited keys.
-    """
+    """Return the subject of a lane's stored jobs. `tenant` ``*``: the lane that all share; `key` ``*``: all of keys."""
     return f"ai.{family}.{tenant}.{priority}.{key}" if key else f"ai.{family}.{tenant}.{priority}"
 
 

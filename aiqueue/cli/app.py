@@ -27,6 +27,7 @@ from . import (
     tail,
     topology,
     work,
+    workers,
 )
 from .options import Context, Directory, Profile, Streams, Url
 
@@ -83,7 +84,21 @@ def _demo(ctx: typer.Context) -> None:
         raise typer.Exit(code)
 
 
-for module in (server, topology, enqueue, cancel, reschedule, pause, work, respond, health, inspect, tail, doctor):
+for module in (
+    server,
+    topology,
+    enqueue,
+    cancel,
+    reschedule,
+    pause,
+    work,
+    workers,
+    respond,
+    health,
+    inspect,
+    tail,
+    doctor,
+):
     module.register(app)
 app.add_typer(dead.app, name="dead")
 app.add_typer(documents.app, name="documents")

@@ -43,8 +43,8 @@ from .embedding import acquire, declare_streams, settings_of
 from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
 from .limiting import load_declared
+from .looking import LookCalls
 from .options import ManyOptions
-from .scheduling import ScheduleCalls
 from .storing import Storing
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 NOT_OPEN = "the client is not open: use `async with aiqueue.connect() as client:`"
 
 
-class Client(ScheduleCalls):
+class Client(LookCalls):
     """A connection to the queue. Create it with `connect`, and use it as an async context manager."""
 
     def __init__(self, settings: Settings, headers: MakeHeaders | None = None) -> None:

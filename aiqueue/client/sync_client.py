@@ -18,7 +18,7 @@ from ..config import Settings, SettingsOptions
 from ..documents import Source
 from ..enqueue import Item, OnFull
 from ..errors import AIQueueError, BadInput, Unavailable
-from ..inspect import JobStats, LimitStats, ScheduleStats
+from ..inspect import JobStats, LimitStats, ScheduleStats, WorkerStats
 from ..job import JobSpec, MakeHeaders, Message
 from ..journal import StreamItem
 from ..lanes import Pause
@@ -299,6 +299,10 @@ class SyncClient:
     def limits(self, family: str | None = None) -> list[LimitStats]:
         """As `Client.limits`."""
         return self._run_on_loop(self._client.limits(family))
+
+    def workers(self, *, family: str | None = None, tenant: str | None = None) -> list[WorkerStats]:
+        """As `Client.workers`."""
+        return self._run_on_loop(self._client.workers(family=family, tenant=tenant))
 
     @overload
     def enqueue_many(

@@ -120,8 +120,11 @@ async def _read_page(connection: ReadConnection, stream: str, request: dict[str,
     try:
         async with connection.request_many(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode()) as replies:
             while True:
-                async with asyncio.timeout(ANSWER_S):
-                    reply = await replies.get()
+                if replies.empty():
+                    async with asyncio.timeout(ANSWER_S):
+                        reply = await replies.get()
+                else:  # a timer for each of thousands of messages would cost more than the rest of their way
+                    reply = replies.get_nowait()
                 if isinstance(reply, Unavailable):
                     raise Unavailable(f"reading stream {stream}: {reply}")
                 if isinstance(reply, AIQueueError):

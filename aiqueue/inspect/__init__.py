@@ -26,17 +26,18 @@ from .schedule_stats import (
 from .stats import FamilyStats, LaneStats
 from .timeline import TimelineEvent, event_of
 from .unknown_kinds import WaitingKind, describe_waiting, read_waiting_kinds
+from .workers import Holder, RunningJob, WorkerStats, ask_holder, parse_workers, read_workers
 
 if TYPE_CHECKING:
     from .doctor import examine
 
 __all__ = [
-    "ChildStats", "FamilyStats", "Finding", "FoundJob", "JobStats", "LaneStats", "LimitStats", "LimitUse", "Outcome",
-    "ScheduleStats", "Subject", "TimelineEvent", "WaitingKind", "count_schedules_if_allowed", "describe_limit",
-    "describe_schedule",
-    "describe_waiting", "event_of", "examine", "find_job", "list_times", "look_up", "pause_of",
-    "read_key_pauses", "read_limits", "read_overrides_if_allowed", "read_pauses", "read_pauses_if_allowed",
-    "read_schedules", "read_waiting_kinds", "stats",
+    "ChildStats", "FamilyStats", "Finding", "FoundJob", "Holder", "JobStats", "LaneStats", "LimitStats", "LimitUse",
+    "Outcome", "RunningJob", "ScheduleStats", "Subject", "TimelineEvent", "WaitingKind", "WorkerStats",
+    "ask_holder", "count_schedules_if_allowed", "describe_limit", "describe_schedule", "describe_waiting",
+    "event_of", "examine", "find_job", "list_times", "look_up", "parse_workers", "pause_of", "read_key_pauses",
+    "read_limits", "read_overrides_if_allowed", "read_pauses", "read_pauses_if_allowed", "read_schedules",
+    "read_waiting_kinds", "read_workers", "stats",
 ]  # fmt: skip
 
 

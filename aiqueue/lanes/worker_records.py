@@ -1,6 +1,7 @@
 """The records of running workers: who they are, what they can run, and what they run now.
 
 Each worker has one key in the presence bucket, ``worker.{name}``, which expires after TTL_S unless it is written again.
+docs/decisions/explain.md says who writes the record of a worker whose event loop is blocked.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from pydantic_core import from_json
 
 from .. import headers, subjects
 from ..connection import Connection
@@ -21,10 +24,12 @@ PREFIX = "worker"
 EVERY_S = 5.0  # between two writes of a record
 TTL_S = 20.0
 WRITE_S = REMOVE_S = 2.0
+READ_AT_ONCE = 1_000
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 _KEY_MAX = 128
 
-Record = Mapping[str, Any]  # plain data, as `Session.vitals`; `kinds` has lists of kinds by family, "*" for every kind
+# plain data, as `Session.vitals`; `kinds` has lists of kinds by family, "*" for every kind: none if the worker drains
+Record = Mapping[str, Any]
 
 
 class WorkerRecords:
@@ -33,7 +38,7 @@ class WorkerRecords:
     def __init__(self, connection: Connection, topology: Topology) -> None:
         self._connection = connection
         self._stream = topology.presence_stream.name
-        self._written_seq = 0
+        self.written_seq = 0
         self._writing = False  # a write has no PubAck yet
 
     async def read(self) -> list[Record]:
@@ -41,16 +46,21 @@ class WorkerRecords:
 
         Raises Unavailable, NotFound, AccessDenied.
         """
-        found: list[Record] = []
-        async for stored in self._connection.read(self._stream, subjects.bucket(self._stream, PREFIX, "*")):
+        return [record for record, _ in await self.read_heard()]
+
+    async def read_heard(self) -> list[tuple[Record, float]]:
+        """As `read`, each record with the time at which it was stored, in seconds since the epoch."""
+        found: list[tuple[Record, float]] = []
+        everything = subjects.bucket(self._stream, PREFIX, "*")
+        async for stored in self._connection.read(self._stream, everything, batch=READ_AT_ONCE):
             if headers.KV_OPERATION in stored.headers:
                 continue  # removed with `nats kv`
             try:
-                record = json.loads(stored.data)
-            except (ValueError, RecursionError):
+                record = from_json(stored.data)
+            except ValueError:
                 continue  # another program's
             if isinstance(record, dict):
-                found.append(record)
+                found.append((record, stored.time))
         return found
 
     async def write(self, name: str, record: Record) -> None:
@@ -59,15 +69,15 @@ class WorkerRecords:
         body = json.dumps(record).encode()
         self._writing = True
         ack = await self._connection.store(self._subject(name), body, fields, timeout_s=WRITE_S)
-        self._written_seq, self._writing = ack.seq, False
+        self.written_seq, self._writing = ack.seq, False
 
     async def remove(self, name: str) -> None:
         """Remove the record, unless another worker of this name has written it since. It expires if this fails."""
-        if not (self._written_seq or self._writing) or not self._connection.connected:
+        if not (self.written_seq or self._writing) or not self._connection.connected:
             return
         request: dict[str, Any] = {"filter": self._subject(name)}
         if not self._writing:
-            request["seq"] = self._written_seq + 1
+            request["seq"] = self.written_seq + 1
         with contextlib.suppress(AIQueueError):
             await self._connection.api(f"STREAM.PURGE.{self._stream}", request, timeout=REMOVE_S)
 

@@ -103,6 +103,19 @@ class JobContext(RunningAttempt):
         return self._opened.kind
 
     @property
+    def job_id(self) -> str:
+        return self._opened.job_id
+
+    @property
+    def attempt(self) -> int:
+        return self._opened.attempt
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it is tried apart from others, because it may end its process."""
+        return self._opened.is_suspect
+
+    @property
     def is_limited(self) -> bool:  # type: ignore[override]
         return self.admission is not None
 

@@ -28,7 +28,7 @@ class Overflow:
     """The results of one worker that wait for space on the server."""
 
     def __init__(self) -> None:
-        self._held: set[asyncio.Task[None]] = set()
+        self._held: dict[asyncio.Task[None], str] = {}
 
     async def write_or_defer(self, name: str, write: Act) -> bool:
         """Call `write` and return True. If the server has no space for NO_ROOM_S, return False, and call `write` later
@@ -43,9 +43,13 @@ class Overflow:
                 return True
         log.warning("%s: acknowledged before its result is stored, to free space", name)
         task = asyncio.create_task(self._write_later(name, write))
-        self._held.add(task)
-        task.add_done_callback(self._held.discard)
+        self._held[task] = name
+        task.add_done_callback(self._held.pop)
         return False
+
+    def holds(self, name: str) -> bool:
+        """Return whether a result of this name waits here."""
+        return name in self._held.values()
 
     async def wait(self, timeout_s: float) -> None:
         """Return when all results are written, or after `timeout_s` seconds."""

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from .. import headers, subjects
+from .. import subjects
 from ..attempt import Handlers
 from ..client import Client
 from ..documents import Collector
@@ -21,11 +21,12 @@ from ..lanes import Delivery, LaneDiscovery, LanePull, Puller, StalledLaneWatch,
 from ..processes import Processes, Quarantine, Recipe, refuse_while_loading, reset_signals_at_fork
 from ..requests import Claims
 from ..schedules import Declared
-from .announcer import Announcer, describe_jobs
+from .announcer import Announcer
 from .awaited_results import AwaitedResults
 from .context import WorkerResources
 from .gate import Gate
 from .gathering import ChildrenResources
+from .holding import Holding
 from .late_leases import LateLeases
 from .lifespan import Lifespan
 from .limiting import Limiting, make_key_gate, start_keys
@@ -110,8 +111,11 @@ class Session:
         self._waiting = WaitingDeliveries(self._returns, self.leases)
         self._draining = False
         self._stack = AsyncExitStack()
+        self._holding = Holding(
+            connection, self._families, options.handlers, options.name, self._running, self._waiting
+        )
         self.rights = Rights(
-            connection, self._families.values(), client.topology.journal_stream.name, self._writes_journal
+            connection, self._families.values(), client.topology.journal_stream.name, self._holding.writes_journal
         )
         kinds = {name: [kind for family, kind in options.handlers if family == name] for name in options.families}
         unknown_kinds = UnknownKinds(connection, client.parking)
@@ -120,8 +124,9 @@ class Session:
             self._waiting.return_paused,
         )  # fmt: skip
         self._announcer = Announcer(
-            connection, client.topology, options.name, kinds, self._describe, self._pausing.bring_forward
-        )
+            connection, client.topology, options.name, kinds, self._describe, self._holding.describe_jobs,
+            self._pausing.bring_forward,
+        )  # fmt: skip
         self.runner: Runner | None = None
         self._sweeper: StrandedSweeper | None = None
         self.done, self.clean = 0, True
@@ -157,22 +162,13 @@ class Session:
             "lanes": sum(not lane.in_line for lane in self.puller.lanes),
         }
 
-    def _writes_journal(self, subject: str) -> bool:
-        """Return whether a job that runs here has its journal on this subject, as far as the job's headers say."""
-        tenant, job_id = subject.split(".")[-2:]
-        return any(
-            each.tenant == tenant and each.message.headers.get(headers.JOB_ID, job_id) == job_id
-            for each in self._running.values()
-        )
-
     def _describe(self) -> dict[str, Any]:
         """Return the part of the worker's record that changes, and what it serves."""
         self._awaited_results.look(self._running.values())
         tenants = None if self._options.tenants is None else list(self._options.tenants)
-        jobs = describe_jobs(self._running.values(), time.monotonic())
         heeds_limits = self._keys is None or self._keys.started
         heeds = {"heeds_pauses": self._pausing.watch.sees, "key_lanes": heeds_limits, "in_line": self.discovery.in_line}
-        return {**self.vitals(), "tenants": tenants, "jobs": jobs, **heeds}
+        return {**self.vitals(), "tenants": tenants, **heeds}
 
     async def start(self) -> None:
         """Start children, enter the lifespan, then start to pull jobs. On an error, stop what was started and raise."""
@@ -213,11 +209,12 @@ class Session:
                 state=state,
                 processes=processes,
                 quarantine=quarantine,
-                watchdog=self._stack.enter_context(Watchdog()),
+                watchdog=self._stack.enter_context(Watchdog(self._announcer.blocked.note)),
                 ended=self._on_run_ended,
             )
             await self._stack.enter_async_context(self.runner.cancellations)
             self._returns.runner = self._pausing.runner = self.runner
+            await self._holding.start(self.runner.cancellations, settlement.results.overflow.holds)
             self._collector.start()
             self.runner.limiting = await self._start_keys(self.runner.gate)
             await self._pausing.start()
@@ -253,7 +250,10 @@ class Session:
         self._draining = True
         self.puller.stop()
         try:
-            await self._announcer.stop()
+            if self.running:
+                self._announcer.drain()
+            else:
+                await self._announcer.stop()
             await self.stalled_watch.stop()
             await self.discovery.stop()
             self._waiting.return_all()
@@ -290,6 +290,7 @@ class Session:
     async def _stop(self) -> None:
         """Stop everything that `start` may have started, in this order. Safe after a start that failed."""
         await self._announcer.stop()
+        await self._holding.stop()
         await self.stalled_watch.stop()
         if self._sweeper is not None:
             await self._sweeper.stop()

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -22,15 +23,20 @@ EXIT_CODE = 70
 
 
 class Watchdog:
-    """A thread that checks whether the event loop still answers, while async handlers run and all have a timeout.
+    """A thread that checks whether the event loop still answers. It ends a process whose loop is blocked for too long
+    while async handlers run that all have a timeout.
 
     `running` has the attempts whose handlers run on the loop, with their timeouts in seconds (None: no timeout).
     Whoever calls a handler adds its attempt there. Time in which this thread did not run either does not count: the
     process was stopped, or the machine was asleep. A handler that holds the interpreter's lock stops this thread too.
+
+    `on_blocked` is called in this thread once a second while the loop is blocked, with for how many seconds it is and
+    where, such as "app.py:17 in crawl"; and with 0 once the loop answers again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_blocked: Callable[[float, str], None] = lambda _blocked_s, _where: None) -> None:
         self.running: dict[object, float | None] = {}
+        self._on_blocked = on_blocked
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread_id = 0
         self._stop = threading.Event()
@@ -64,14 +70,16 @@ class Watchdog:
                 ticks_over_limit = ticks_over_limit + 1 if blocked_s > self._limit_s() else 0
                 if ticks_over_limit > 1:  # not at the first: a process that was stopped gets a tick to answer
                     self._end_process(blocked_s)
+                self._on_blocked(blocked_s, self._find_frame()[0])
             else:
-                blocked_s, ticks_over_limit, asked = 0.0, 0, bool(self.running)
-                if asked:
-                    self._answered.clear()
-                    try:
-                        self._loop.call_soon_threadsafe(self._answered.set)
-                    except RuntimeError:
-                        return  # the loop is closed
+                if blocked_s:
+                    self._on_blocked(0.0, "")
+                blocked_s, ticks_over_limit, asked = 0.0, 0, True
+                self._answered.clear()
+                try:
+                    self._loop.call_soon_threadsafe(self._answered.set)
+                except RuntimeError:
+                    return  # the loop is closed
             last = now
 
     def _limit_s(self) -> float:
@@ -79,11 +87,16 @@ class Watchdog:
         limits = [math.inf if limit is None else limit for limit in [*self.running.values()]]
         return max(limits, default=math.inf) + GRACE_S
 
+    def _find_frame(self) -> tuple[str, list[traceback.FrameSummary]]:
+        """Return where the loop's thread is, and its stack."""
+        frame = sys._current_frames().get(self._loop_thread_id)
+        stack = list(traceback.extract_stack(frame)) if frame else []
+        where = f"{stack[-1].filename}:{stack[-1].lineno} in {stack[-1].name}" if stack else "an unknown place"
+        return where, stack
+
     def _end_process(self, blocked_s: float) -> None:
         """Log where the loop is blocked, and exit with EXIT_CODE."""
-        frame = sys._current_frames().get(self._loop_thread_id)
-        stack = traceback.extract_stack(frame) if frame else []
-        where = f"{stack[-1].filename}:{stack[-1].lineno} in {stack[-1].name}" if stack else "an unknown place"
+        where, stack = self._find_frame()
         text = (
             f"the event loop has been blocked for {blocked_s:.0f} s, longer than any running handler's timeout, "
             f"at {where}: this process ends with exit code {EXIT_CODE}\n{''.join(traceback.format_list(stack))}"

@@ -213,7 +213,7 @@ async def test_a_worker_keeps_its_record_while_it_brings_many_jobs_forward(
         await asyncio.Event().wait()
 
     running = announcer.Announcer(
-        client.connection, client.topology, "slow", {}, lambda: {"worker": "slow"}, bring_forward
+        client.connection, client.topology, "slow", {}, lambda: {"worker": "slow"}, list, bring_forward
     )
     running.start()
     try:

@@ -317,8 +317,7 @@ class JobFailed(AIQueueError):
 class JobCancelled(JobFailed):
     """The awaited job was cancelled, and does not run again. `reason` is "cancelled".
 
-    `error` says when it was cancelled: before it started, between attempts, or while running. Who cancelled the job is
-    not stored.
+    `error` says when: before it started, between attempts, or while running. Who has cancelled it is not stored.
     """
 
     def __init__(self, job_id: str, *, reason: str = "cancelled", error: str = "cancelled", attempt: int = 0) -> None:
@@ -328,9 +327,9 @@ class JobCancelled(JobFailed):
 
 
 class ResultInvalid(AIQueueError):
-    """The awaited job is done, and its result is not of the type that the message's class declares.
+    """The awaited job is done, and its result is not of the type that its message declares. `reason` is one line.
 
-    `reason` is one line. `data` is the result as plain data, whole: with its secrets.
+    `data` is the result as plain data, whole: with its secrets.
     """
 
     def __init__(self, job_id: str, *, expected: str, reason: str, data: Any) -> None:
@@ -386,6 +385,8 @@ class ResultTimeout(AIQueueError, TimeoutError):
     """The awaited job did not end within the timeout. The job continues; waiting for it again is safe."""
 
     retryable = True
+    reason = ""  # why it waits, as `aiqueue explain` names it, such as "no_worker"; "": not known
+    evidence: tuple[str, ...] = ()  # what shows it, a sentence each
 
 
 class ReplyTimeout(AIQueueError, TimeoutError):
@@ -436,8 +437,7 @@ class ServerError(AIQueueError):
 def details(error: AIQueueError) -> dict[str, Any]:
     """Return the error as plain data, for ``--json``: class, message, whether to retry, and its attributes.
 
-    An attribute `error` (of JobFailed and MailBounced) is returned under the key ``cause``. A value that JSON cannot
-    represent becomes its repr.
+    An attribute `error` is returned under the key ``cause``. A value that JSON cannot represent becomes its repr.
     """
     attributes = {k: v for k, v in vars(error).items() if not k.startswith("_") and k != "item"}
     data = {"cause" if k == "error" else k: _to_json_value(v) for k, v in attributes.items()}

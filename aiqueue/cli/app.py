@@ -13,6 +13,7 @@ from . import (
     doctor,
     documents,
     enqueue,
+    explain,
     gateway,
     health,
     inbox,
@@ -96,6 +97,7 @@ for module in (
     respond,
     health,
     inspect,
+    explain,
     tail,
     doctor,
 ):

@@ -312,6 +312,8 @@ async def _finish_job(order: _Order, handle: Handle, totals: _Totals, *, is_many
         except (JobFailed, JobGone, ResultTimeout) as error:
             totals.failed += 1
             shown["error"] = str(error)
+            if isinstance(error, ResultTimeout) and error.reason:
+                shown |= {"waits_for": error.reason, "evidence": list(error.evidence)}
             print_error(str(error))
     if order.json:
         output.print_json(shown, lines=True)

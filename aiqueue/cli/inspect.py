@@ -12,6 +12,7 @@ import typer
 from ..errors import BadInput
 from ..units import short_size
 from . import output
+from .explain import print_explanation
 from .options import Json, ServerOptions, add_command, is_like_family
 from .output import Column
 from .pause import describe_pause, print_pauses
@@ -19,7 +20,7 @@ from .timeline import describe_event, format_span, format_timestamp
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..inspect import ChildStats, FamilyStats, JobStats, LaneStats, WaitingKind
+    from ..inspect import ChildStats, Explanation, FamilyStats, JobStats, LaneStats, WaitingKind
     from ..lanes import Pause
 
 _STATES = {"done": "green", "failed": "red", "retrying": "yellow", "cancelled": "yellow", "unknown": "yellow"}
@@ -81,7 +82,7 @@ def inspect(
     async def fetch(client: Client) -> Any:
         link, topology = client.connection, client.topology
         if job is not None:
-            return await stats.job(link, topology, job, family=family, tenant=tenant)
+            return await _find_job(client, job, family, tenant)
         if family is not None or tenant is not None:
             families = topology.work_families if family is None else [topology.family(family)]
             lanes = [lane for each in families for lane in await stats.lanes(link, topology, each.name)]
@@ -96,7 +97,8 @@ def inspect(
 
     found = options.run_with_client(fetch, reads=True)
     if job is not None:
-        _print_job(found, json)
+        found_job, explanation = found
+        _print_job(found_job, explanation, json)
     elif family is None and tenant is None:
         families, (schedules, paused) = found
         _print_families(families, json)
@@ -106,6 +108,19 @@ def inspect(
         _print_lanes([lane for lane in lanes if tenant in (None, lane.tenant)], family, tenant, json)
         _print_waiting(waiting)
         _print_paused(pauses)
+
+
+async def _find_job(
+    client: Client, job: str, family: str | None, tenant: str | None
+) -> tuple[JobStats, Explanation | None]:
+    """Return a job, and why it waits if it has not ended."""
+    from ..inspect import explain_job, find_and_describe  # noqa: PLC0415
+
+    link, topology = client.connection, client.topology
+    found, stored = await find_and_describe(link, topology, job, family=family, tenant=tenant)
+    if found.state not in _UNFINISHED:
+        return found, None
+    return found, await explain_job(link, topology, found, stored, client.limit_rules)
 
 
 def _print_families(found: list[FamilyStats], json: bool) -> None:
@@ -235,9 +250,9 @@ def _format_limit(value: int) -> str:
     return f"{value:,}" if value > 0 else "none"
 
 
-def _print_job(found: JobStats, json: bool) -> None:
+def _print_job(found: JobStats, explanation: Explanation | None, json: bool) -> None:
     if json:
-        output.print_json(asdict(found))
+        output.print_json(asdict(found) | {"explanation": explanation and asdict(explanation)})
         return
     state = output.apply_style(found.state.replace("_", " "), _STATES.get(found.state, "cyan"))
     output.print_line(
@@ -262,6 +277,9 @@ def _print_job(found: JobStats, json: bool) -> None:
             ("dead letter", f"{found.dead_seq}: `aiqueue dead show {found.dead_seq}`" if found.dead_seq else ""),
         ]
     )
+    if explanation is not None:
+        output.print_line("")
+        print_explanation(explanation)
     _print_timeline(found)
     if found.children:
         output.print_line(f"\nchildren: {found.child_count:,}")

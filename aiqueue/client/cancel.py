@@ -24,6 +24,7 @@ from ..journal import CANCELLED, RETRY, WHILE_RUNNING, ChildEnd, ChildRecord, En
 from ..subjects import Lane
 from ..topology import Family, Topology
 from .cancel_children import cancel_children
+from .timeouts import TimeoutReasons
 
 TRIES_MAX = 8
 OWN_TRIES_MAX = 2  # after so many stale writes, the running attempt is asked to pause
@@ -46,7 +47,11 @@ STOPPING = Verdict(True, "it has started, and its worker is told to stop it")
 class Canceller:
     """Cancels jobs, wherever they are."""
 
-    def __init__(self, connection: Connection, topology: Topology) -> None:
+    def __init__(
+        self, connection: Connection, topology: Topology, timeout_reasons: TimeoutReasons | None = None
+    ) -> None:
+        """`timeout_reasons`: for handles, which find it here."""
+        self.timeout_reasons = timeout_reasons
         self._connection = connection
         self.topology = topology
         self._journal = Journal(connection, topology.journal_stream.name)

@@ -46,6 +46,7 @@ from .limiting import load_declared
 from .looking import LookCalls
 from .options import ManyOptions
 from .storing import Storing
+from .timeouts import TimeoutReasons
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Client(LookCalls):
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._for_handles: tuple[Journal, Canceller] | None = None  # shared by all handles, because there may be many
+        self._timeout_reasons: TimeoutReasons | None = None
         self._not_open = NOT_OPEN
 
     @property
@@ -103,7 +105,7 @@ class Client(LookCalls):
     @property
     def cancels(self) -> Canceller:
         """What `cancel` uses; for aiqueue's own modules."""
-        return Canceller(self.connection, self.topology)
+        return Canceller(self.connection, self.topology, self._timeout_reasons)
 
     @property
     def key_lanes(self) -> KeyLanes:
@@ -142,6 +144,7 @@ class Client(LookCalls):
         self._connection = connection
         key_lanes = KeyLanes(connection, self.topology, lambda: self.limit_rules)
         self._producer = Producer(connection, self.topology, key_lanes, self.make_headers)
+        self._timeout_reasons = TimeoutReasons(connection, self.topology, self._declared_limits)
         self._for_handles = self.journal, self.cancels
         close_in_forks(self)
         return self

@@ -12,7 +12,7 @@ from typing import Generic
 
 from .. import subjects
 from ..enqueue import Enqueued, find_fingerprint, id_reused, is_other_body, resolve_due_at
-from ..errors import BadInput, JobFailed, JobGone, NotFound, ResultDisabled, Unavailable
+from ..errors import BadInput, JobFailed, JobGone, NotFound, ResultDisabled, ResultTimeout, Unavailable
 from ..inspect import JobStats, stats
 from ..job import Message
 from ..journal import CANCELLED, FAILED, Entry, Journal, StreamItem, follow_batches, is_outdated, wait_for_outcome
@@ -88,7 +88,8 @@ class Handle(Generic[R_co]):
         A handler that awaits a result keeps its slot: if all handlers do so, no slot is left for the awaited jobs. In a
         handler, use `Job.gather`, which holds no slot.
 
-        Raises JobFailed (JobCancelled for a cancelled job), ResultTimeout, ResultDisabled if a worker has ended the job
+        Raises JobFailed (JobCancelled for a cancelled job), ResultTimeout (its text says why the job waits, if that can
+        be known in 0.3 s), ResultDisabled if a worker has ended the job
         but its handler keeps no results, JobGone if the job is gone without an outcome, for example because it was
         purged, and ResultInvalid if the result is not of its type: then `data` of the error is the result. Results are
         kept for as long as the journal's stream keeps them (a day).
@@ -121,6 +122,8 @@ class Handle(Generic[R_co]):
                 )
             except JobGone as error:
                 gone = error
+            except ResultTimeout as error:
+                raise await self._explain(error) from None
             claimant = await self._claimant(run) if entry is None else None
             if claimant is None:
                 break
@@ -212,10 +215,17 @@ class Handle(Generic[R_co]):
                             yield batch
             except JobGone as error:
                 gone = error
+            except ResultTimeout as error:
+                raise await self._explain(error) from None
             run = await self._claimant(run) if not is_over else None
             if run is None and gone is not None:
                 raise gone
             left_s = None if left_s is None else max(0.0, end - time.monotonic())
+
+    async def _explain(self, error: ResultTimeout) -> ResultTimeout:
+        """Return the error of a timeout with the reason for which the job waits, if that can be known at once."""
+        reasons = self._cancels.timeout_reasons
+        return error if reasons is None else await reasons.explain(error, self._enqueued, self._family)
 
     async def _newest_entry(self) -> Entry | None:
         """Return the newest entry of the journal; None if there is none, or the server does not answer."""

@@ -18,7 +18,7 @@ from ..config import Settings, SettingsOptions
 from ..documents import Source
 from ..enqueue import Item, OnFull
 from ..errors import AIQueueError, BadInput, Unavailable
-from ..inspect import JobStats, LimitStats, ScheduleStats, WorkerStats
+from ..inspect import Explanation, JobStats, LimitStats, ScheduleStats, WorkerStats
 from ..job import JobSpec, MakeHeaders, Message
 from ..journal import StreamItem
 from ..lanes import Pause
@@ -303,6 +303,10 @@ class SyncClient:
     def workers(self, *, family: str | None = None, tenant: str | None = None) -> list[WorkerStats]:
         """As `Client.workers`."""
         return self._run_on_loop(self._client.workers(family=family, tenant=tenant))
+
+    def explain(self, job_id: str, *, family: str | None = None, tenant: str | None = None) -> Explanation:
+        """As `Client.explain`."""
+        return self._run_on_loop(self._client.explain(job_id, family=family, tenant=tenant))
 
     @overload
     def enqueue_many(

@@ -54,9 +54,12 @@ class Connection:
         self._lost_at = 0.0
         self._subscriptions: set[Subscription] = set()
         self._regained: Listeners[Callable[[], None]] = Listeners()
+        self.optional = 0  # who asks for what need not be permitted: meanwhile denials are not logged
         self._replies = ReplyInbox(self)
         self.clock = ServerClock(self.api)
-        self._permissions = Permissions(self._replies, self._subscriptions, lambda: self.clock.probing)
+        self._permissions = Permissions(
+            self._replies, self._subscriptions, lambda: self.clock.probing or self.optional > 0
+        )
 
     @property
     def connected(self) -> bool:
@@ -150,8 +153,6 @@ class Connection:
             raise Unavailable(f"no connection to {self.settings.addresses}") from None
         if self._closing:
             raise Unavailable("the connection was closed")
-
-    # -- core NATS
 
     def new_inbox(self) -> str:
         return self._open_client.new_inbox()
@@ -340,8 +341,6 @@ class Connection:
         The stream needs allow_direct. Raises Unavailable if a reply takes more than 5 seconds.
         """
         return reading.read_messages(self, stream, subject, seq, batch=batch, ahead=ahead, since=since)
-
-    # -- private: staying connected
 
     async def _connect_client(self) -> None:
         on_error = self._permissions.on_error

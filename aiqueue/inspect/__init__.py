@@ -6,14 +6,16 @@ of for long.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import stats
 from .children import ChildStats
+from .explanation import Explanation
 from .finding import Finding, Subject
 from .found_job import FoundJob
 from .limit_stats import LimitStats, LimitUse, describe_limit, read_limits, read_overrides_if_allowed
-from .lookup import JobStats, find_job, look_up
+from .lookup import JobStats, find_and_describe, find_job, look_up
 from .pauses import pause_of, read_key_pauses, read_pauses, read_pauses_if_allowed
 from .schedule_stats import (
     Outcome,
@@ -30,21 +32,29 @@ from .workers import Holder, RunningJob, WorkerStats, ask_holder, parse_workers,
 
 if TYPE_CHECKING:
     from .doctor import examine
+    from .explaining import explain, explain_enqueued, explain_job, explain_lane
+    from .lane_evidence import LaneReader
 
 __all__ = [
-    "ChildStats", "FamilyStats", "Finding", "FoundJob", "Holder", "JobStats", "LaneStats", "LimitStats", "LimitUse",
-    "Outcome", "RunningJob", "ScheduleStats", "Subject", "TimelineEvent", "WaitingKind", "WorkerStats",
-    "ask_holder", "count_schedules_if_allowed", "describe_limit", "describe_schedule", "describe_waiting",
-    "event_of", "examine", "find_job", "list_times", "look_up", "parse_workers", "pause_of", "read_key_pauses",
+    "ChildStats", "Explanation", "FamilyStats", "Finding", "FoundJob", "Holder", "JobStats", "LaneReader",
+    "LaneStats", "LimitStats", "LimitUse", "Outcome", "RunningJob", "ScheduleStats", "Subject", "TimelineEvent",
+    "WaitingKind", "WorkerStats", "ask_holder", "count_schedules_if_allowed", "describe_limit", "describe_schedule",
+    "describe_waiting", "event_of", "examine", "explain", "explain_enqueued", "explain_job", "explain_lane",
+    "find_and_describe", "find_job", "list_times", "look_up", "parse_workers", "pause_of", "read_key_pauses",
     "read_limits", "read_overrides_if_allowed", "read_pauses", "read_pauses_if_allowed", "read_schedules",
     "read_waiting_kinds", "read_workers", "stats",
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    """Import the doctor on first use: clients and workers do without, and save a megabyte."""
-    if name != "examine":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .doctor import examine  # noqa: PLC0415
+_LATE = {
+    "examine": "doctor", "explain": "explaining", "explain_enqueued": "explaining", "explain_job": "explaining",
+    "explain_lane": "explaining", "LaneReader": "lane_evidence",
+}  # fmt: skip
 
-    return examine
+
+def __getattr__(name: str) -> Any:
+    """Import the doctor and the explanations on first use: clients and workers do without, and save a megabyte."""
+    module = _LATE.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{module}", __name__), name)

@@ -13,6 +13,7 @@ from ..topology import Family
 
 SCAN_JOBS_MAX = 10_000  # stored jobs that are read from the first on to find a job without a journal, over all families
 SCAN_BYTES_MAX = 64 * 1024 * 1024
+DEEP = 50  # times as many where somebody has named the family and the tenant, and waits for some seconds
 EARLIER_S = (0.0, 0.05, 1.0, 60.0)  # how long before the time in its id a job is looked for: clocks differ
 LATER_S = 120.0  # how long after: a job may wait for a full lane before it is stored
 MOVED_SLACK_S = 0.05  # how much earlier than its journal says a job may be in its lane: servers' clocks differ
@@ -23,19 +24,23 @@ _STREAM_ID = re.compile(r"s(\d{1,19})-([0-9a-f]{1,16})")  # id of a plain publis
 class LaneScan:
     """Looks for one job id in lanes. `limited`: there were more stored jobs to read than the limits allow."""
 
-    def __init__(self, connection: Connection, job_id: str, made_at: float | None = None) -> None:
-        """`made_at`: when the id was made, seconds since the epoch, if it does not say it."""
+    def __init__(
+        self, connection: Connection, job_id: str, made_at: float | None = None, *, deep: bool = False
+    ) -> None:
+        """`made_at`: when the id was made, seconds since the epoch, if it does not say it. `deep`: of an id that has no
+        time, DEEP times as many jobs are read.
+        """
         self.limited = False
         self._connection = connection
         self._job_id = job_id
         self._made_at = made_at or subjects.made_at(job_id)
-        self._from_start = _ScanAllowance()
+        self._from_start = _ScanAllowance(DEEP if deep and self._made_at is None else 1)
         self._near = [_ScanAllowance() for _ in EARLIER_S]
 
     @property
     def searched(self) -> str:
         """Which stored jobs were read, in words."""
-        first = f"the first {SCAN_JOBS_MAX - self._from_start.jobs:,} stored jobs"
+        first = f"the first {self._from_start.jobs_max - self._from_start.jobs:,} stored jobs"
         return first if self._made_at is None else f"{first} and those stored when its id was made"
 
     async def get(self, family: Family, seq: int, tenant: str) -> Stored | None:
@@ -101,8 +106,9 @@ class LaneScan:
 class _ScanAllowance:
     """How much a scan may still read."""
 
-    def __init__(self) -> None:
-        self.jobs, self.bytes = SCAN_JOBS_MAX, SCAN_BYTES_MAX
+    def __init__(self, times: int = 1) -> None:
+        self.jobs_max = self.jobs = SCAN_JOBS_MAX * times
+        self.bytes = SCAN_BYTES_MAX * times
         self.are_reached = False
 
     def take(self, stored: Stored) -> bool:

@@ -12,7 +12,7 @@ from .. import subjects
 from ..codec import secret_paths
 from ..connection import Connection, Stored, timestamp
 from ..documents import Documents
-from ..enqueue import DeadLetters, Filter, Parking
+from ..enqueue import DeadLetters, Enqueued, Filter, Parking
 from ..errors import AccessDenied, AIQueueError, BadInput, JobState, NotFound
 from ..journal import CANCELLED, FAILED, RESULT, ChildRecord, Entry, entry_from_stored
 from ..lanes import ActivePauses, Pause, has_line
@@ -113,13 +113,50 @@ async def job(
 
     Raises NotFound, UnknownFamily, InvalidToken, and BadInput if several tenants or families have this id.
     """
-    search = _Search(connection, topology, job_id, family, tenant)
-    found = await search.describe(await search.run(), TreeBudget())
-    if found.state not in ("queued", "parked", "retrying"):
-        return found
+    return (await _describe(connection, topology, _Search(connection, topology, job_id, family, tenant)))[0]
+
+
+async def find_and_describe(
+    connection: Connection, topology: Topology, job_id: str, *, family: str | None = None, tenant: str | None = None
+) -> tuple[JobStats, FoundJob]:
+    """As `job`, and return also the stored messages that were found. With family and tenant, an id that has no time is
+    looked for among 50 times as many jobs.
+    """
+    search = _Search(connection, topology, job_id, family, tenant, deep=family is not None and tenant is not None)
+    return await _describe(connection, topology, search)
+
+
+async def _describe(connection: Connection, topology: Topology, search: _Search) -> tuple[JobStats, FoundJob]:
+    found = await search.run()
+    stats = await search.describe(found, TreeBudget())
+    if stats.state not in ("queued", "parked", "retrying"):
+        return stats, found
     pauses = ActivePauses(await read_pauses_if_allowed(connection, topology))
-    key = subjects.hashed(found.key) if found.key else ""
-    return replace(found, pause=pauses.of_job(found.family, found.tenant, found.kind or "", key))
+    key = subjects.hashed(stats.key) if stats.key else ""
+    return replace(stats, pause=pauses.of_job(stats.family, stats.tenant, stats.kind or "", key)), found
+
+
+async def find_enqueued(connection: Connection, topology: Topology, family: Family, job: Enqueued) -> FoundJob:
+    """Return what is stored of a job that is where it was enqueued, or parked, or has written to its journal.
+
+    Raises NotFound (a stream is missing), AccessDenied, Unavailable.
+    """
+    found = FoundJob(family, job.lane.tenant)
+    if not job.parking_id:
+        found.stored = await connection.get(family.stream, job.seq)
+    if family.journal is not None:
+        subject = subjects.journal(family.journal, job.lane.tenant, job.job_id)
+        newest = await connection.last(topology.journal_stream.name, subject)
+        found.entries = [] if newest is None else [entry_from_stored(newest).masked()]
+    if found.stored is None:
+        found.parked = await Parking(connection, topology).find_all(job.lane._replace(key=""), job.job_id)
+    return found
+
+
+async def describe_found(connection: Connection, topology: Topology, found: FoundJob, job_id: str) -> JobStats:
+    """Return what is known of a job of which this is stored. Raises AccessDenied, Unavailable."""
+    search = _Search(connection, topology, job_id, found.family.name, found.tenant)
+    return await search.describe(found, TreeBudget())
 
 
 async def find_job(
@@ -151,10 +188,10 @@ class _Search:
 
     def __init__(
         self, connection: Connection, topology: Topology, job_id: str, family: str | None, tenant: str | None,
-        since: float | None = None, *, whole: bool = True,
+        since: float | None = None, *, whole: bool = True, deep: bool = False,
     ) -> None:  # fmt: skip
         """`since`: when the job was stored at the earliest, if its id does not say it. `whole`: read all of a
-        journal, and not the newest entry alone, for which the tenant must be known.
+        journal, and not the newest entry alone, for which the tenant must be known. `deep`: as of LaneScan.
         """
         self._connection = connection
         self._topology = topology
@@ -166,7 +203,7 @@ class _Search:
             raise BadInput(f"family {family} has inboxes and no jobs: name a family of jobs")
         self._family = family
         self._found: dict[tuple[str, str], FoundJob] = {}
-        self._scan = LaneScan(connection, self._job_id, since)
+        self._scan = LaneScan(connection, self._job_id, since, deep=deep)
         self._whole = whole
 
     @property

@@ -221,10 +221,10 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
 
 
 async def _read_family(connection: Connection, topology: Topology, family: Family, sample_s: float) -> FamilyStats:
-    dead = await _count_messages(connection, topology.dead_stream.name, subjects.dead(family.name))
+    dead = await count_messages(connection, topology.dead_stream.name, subjects.dead(family.name))
     parked = None
     if family.role == "work":
-        parked = await _count_messages(connection, topology.parked_stream.name, _parked_filter(family))
+        parked = await count_messages(connection, topology.parked_stream.name, _parked_filter(family))
     try:
         first = await _sample_stream(connection, family.stream)
         counts = await _count_lanes(connection, family)
@@ -388,12 +388,12 @@ async def _read_server_time(connection: Connection, family: Family) -> float:
     return timestamp((await connection.api(f"STREAM.INFO.{family.stream}"))["ts"])
 
 
-async def _count_messages(connection: Connection, stream: str, subject_filter: str) -> int | None:
-    """Return how many messages match a filter, None if the stream is missing.
+async def count_messages(connection: Connection, stream: str, subject_filter: str, *, seq: int = 1) -> int | None:
+    """Return how many messages match a filter, from a sequence on, None if the stream is missing.
 
     One direct get: the answer with the first message also states how many follow it.
     """
-    request = {"seq": 1, "batch": 1, "next_by_subj": subject_filter}
+    request = {"seq": seq, "batch": 1, "next_by_subj": subject_filter}
     try:
         answer = await connection.request(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode())
     except Unavailable as error:

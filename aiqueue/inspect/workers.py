@@ -115,7 +115,7 @@ class Holder:
       "running", or "result" (the job has ended, and its result waits for room on the server).
     - `since`: when the job was delivered, for the `deliveries`th time. `started_at`: when its handler was called.
     - `runs_in`: "loop", "thread" or "process"; "" where there is no handler. `suspect`: it is tried apart from others,
-      because workers were lost with it.
+      because workers were lost with it. `seq`: of its message in the work stream.
     """
 
     worker: str
@@ -129,6 +129,7 @@ class Holder:
     runs_in: str = ""
     timeout_s: float | None = None
     suspect: bool = False
+    seq: int = 0
 
 
 async def read_workers(
@@ -224,7 +225,7 @@ async def ask_holder(
         _text(plain.get("worker")), _text(plain.get("host")), _whole(plain.get("pid")), state,
         _number(plain.get("since")) or None, _number(plain.get("started_at")) or None,
         _whole(plain.get("attempt")) or None, _whole(plain.get("deliveries")), _text(plain.get("runs_in")),
-        _number(plain.get("timeout_s")) or None, plain.get("suspect") is True,
+        _number(plain.get("timeout_s")) or None, plain.get("suspect") is True, _whole(plain.get("seq")),
     )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ class Announcer:
         version = sys.modules[__name__.partition(".")[0]].__version__  # of the package, which imports this module
         self._fixed = {
             "host": socket.gethostname(), "started": time.time(), "version": version,
-            "families": sorted(kinds), "answers": True,
+            "families": sorted(kinds),
         }  # fmt: skip
         self._wake, self._draining = asyncio.Event(), False
         self._last: Record = {}

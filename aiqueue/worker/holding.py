@@ -14,7 +14,7 @@ from typing import Any
 from .. import headers, subjects
 from ..attempt import Cancellations, Handler, Handlers
 from ..connection import Connection, Received, Subscription
-from ..errors import AIQueueError
+from ..errors import AccessDenied, AIQueueError
 from ..lanes import Delivery
 from ..topology import Family
 from .context import JobContext
@@ -46,6 +46,9 @@ class Holding:
         self._running, self._waiting = running, waiting
         self._worker = {"worker": worker, "host": socket.gethostname(), "pid": os.getpid()}
         self._subscriptions: list[Subscription] = []
+        self._ignore: Callable[[], None] | None = None
+        self._replied = ""  # where the last answer went
+        self._may_reply = True
         self._cancellations: Cancellations | None = None
         self._holds_result: Callable[[str], bool] = lambda _subject: False
 
@@ -56,13 +59,25 @@ class Holding:
         waits for room on the server.
         """
         self._cancellations, self._holds_result = cancellations, holds_result
+        self._ignore = self._connection.on_denied(self._on_denied)
         for family in self._families:
             self._subscriptions.append(await self._connection.subscribe(f"{subjects.HOLDS}.{family}", self._on_request))
 
     async def stop(self) -> None:
         """Safe twice and unstarted."""
+        if self._ignore is not None:
+            self._ignore()
         while self._subscriptions:
             await self._subscriptions.pop().close()
+
+    @property
+    def answers(self) -> bool:
+        """Whether this worker answers, as far as it knows of its permissions."""
+        return self._may_reply and not any(each.denied for each in self._subscriptions)
+
+    def _on_denied(self, subject: str, error: AccessDenied) -> None:
+        if subject.lower() == self._replied.lower():
+            self._may_reply = False
 
     def writes_journal(self, subject: str) -> bool:
         """Return whether a job that runs here has its journal on this subject, as far as the job's headers say."""
@@ -125,6 +140,7 @@ class Holding:
             log.debug("this is no request for the holder of a job: %.100r", message.data)
             return
         if found is not None:
+            self._replied = message.reply
             try:
                 self._connection.tell(message.reply, json.dumps(found).encode())
             except AIQueueError as error:

@@ -109,8 +109,7 @@ class Session:
         self._awaited_results = AwaitedResults(options.slots)
         self._returns = Returns(self.leases)
         self._waiting = WaitingDeliveries(self._returns, self.leases)
-        self._draining = False
-        self._stack = AsyncExitStack()
+        self._draining, self._stack = False, AsyncExitStack()
         self._holding = Holding(
             connection, self._families, options.handlers, options.name, self._running, self._waiting
         )
@@ -168,7 +167,7 @@ class Session:
         tenants = None if self._options.tenants is None else list(self._options.tenants)
         heeds_limits = self._keys is None or self._keys.started
         heeds = {"heeds_pauses": self._pausing.watch.sees, "key_lanes": heeds_limits, "in_line": self.discovery.in_line}
-        return {**self.vitals(), "tenants": tenants, **heeds}
+        return {**self.vitals(), "tenants": tenants, "answers": self._holding.answers, **heeds}
 
     async def start(self) -> None:
         """Start children, enter the lifespan, then start to pull jobs. On an error, stop what was started and raise."""

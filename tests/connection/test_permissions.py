@@ -32,6 +32,7 @@ from aiqueue.gateway import (
 )
 from aiqueue.gateway.key_budgets import KnownApiKeys
 from aiqueue.gateway.standin import Behaviour, StandIn
+from aiqueue.inspect import WorkerStats
 from aiqueue.rag import Rag, RagWorker
 from aiqueue.topology import provision
 from aiqueue.worker import Responder
@@ -47,6 +48,10 @@ OwnServer = Callable[..., NatsProcess]
 
 class Task(aiqueue.Message, kind="task"):
     text: str = ""
+
+
+class Hang(aiqueue.Message, kind="hang"):
+    pass
 
 
 def users(publish: list[str] | None = None, subscribe: list[str] | None = None) -> str:
@@ -287,6 +292,29 @@ async def test_a_right_that_comes_back_is_used_again(own_server: OwnServer, even
         await eventually(still_waits)
 
 
+async def workers(less: Client, job_id: str) -> None:
+    assert [each.families for each in await listed(less)] == [("agent.tasks",)]
+
+
+async def listed(less: Client) -> list[WorkerStats]:
+    async with asyncio.timeout(20):
+        while not (found := await less.workers()):
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def explain(less: Client, job_id: str) -> None:
+    """Of a parked job, of one that waits, and of one that a worker holds and answers for."""
+    found = await less.explain(job_id)
+    assert (found.reason, found.unknown) == ("delay", ())
+    await listed(less)
+    handle = await less.enqueue(Hang(), tenant="acme")
+    async with asyncio.timeout(20):
+        while (found := await less.explain(handle.id)).reason != "running":
+            assert found.unknown == ()
+    assert found.unknown == ()
+
+
 # the permissions that docs/configuration.md lists
 
 
@@ -313,7 +341,8 @@ def documented(*rows: str) -> tuple[list[str], list[str]]:
 
 ROWS = [
     "a plain publisher of one tenant", "a producer with aiqueue", "if it delays jobs", "if it puts or reads documents",
-    "if it waits for results", "if it cancels jobs", "if it reruns", "if it pauses",
+    "if it waits for results", "if it cancels jobs", "if it reruns", "if it pauses", "if it lists workers",
+    "if it asks [why jobs wait]",
 ]  # fmt: skip
 
 
@@ -322,7 +351,7 @@ ROWS = [
     [
         (enqueue, ROWS[:2]), (delayed, ROWS[:3]), (documents, [*ROWS[:2], ROWS[3]]), (result, [*ROWS[:2], ROWS[4]]),
         (stream, [*ROWS[:2], ROWS[4]]), (cancel, [*ROWS[:2], ROWS[5]]), (rerun, [*ROWS[:2], ROWS[6]]),
-        (pauses, [ROWS[7]]),
+        (pauses, [ROWS[7]]), (workers, [ROWS[8]]), (explain, [*ROWS[:2], ROWS[9]]),
     ],
 )  # fmt: skip
 async def test_the_documented_permissions_suffice(
@@ -348,6 +377,10 @@ async def test_the_documented_permissions_suffice(
                 if job.attempt == 1:
                     raise aiqueue.Retry(after=0.05)
                 return "done"
+
+            @worker.handle(Hang)
+            async def hang(job: aiqueue.Job[Hang]) -> None:
+                await asyncio.sleep(0.5)
 
             async with worker.running(client):
                 await call(less, job.id)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ from aiqueue.cli.app import app
 from aiqueue.errors import BadInput, NotFound, UnknownFamily
 from aiqueue.inspect import Holder, WorkerStats, ask_holder, parse_workers
 from aiqueue.lanes import WorkerRecords
-from aiqueue.topology import provision
 
-from .. import forks
 from ..support import Account, eventually
 from ..worker.test_kill import WorkerPool
+from . import blocking
 
 
 class Hold(aiqueue.Message, kind="hold"):
@@ -52,6 +50,7 @@ async def ask(client: aiqueue.Client, handle: aiqueue.Handle[Any], **options: An
 
 @pytest.fixture
 def cli(account: Account, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("aiqueue.worker.announcer.EVERY_S", 0.2)
     monkeypatch.setenv("AIQUEUE_URL", account.url)
     monkeypatch.setenv("AIQUEUE_USER", account.user)
     monkeypatch.setenv("AIQUEUE_PASSWORD", account.password)
@@ -258,91 +257,49 @@ async def test_the_holder_says_whether_a_job_runs_in_a_thread_or_waits_for_a_slo
         let_go.set()
 
 
-class TestProcesses:
-    """Workers in processes of their own, whose records expire after a second."""
+@pytest.fixture
+def pool(tmp_path: Path, account: Account) -> Iterator[WorkerPool]:
+    pool = WorkerPool(tmp_path, account, blocking.APP)
+    yield pool
+    for process in pool.alive:
+        process.kill()
+        process.wait()
 
-    APP = """
-        import time
-        import aiqueue
-        from aiqueue.lanes import worker_records
-        from aiqueue.worker import announcer, blocked_report
 
-        worker_records.TTL_S = 1.0
-        announcer.EVERY_S = blocked_report.EVERY_S = 0.25
-        blocked_report.AFTER_S = 0.2
-        from aiqueue.worker import watchdog
-        watchdog.TICK_S = 0.1
+async def test_a_worker_whose_event_loop_is_blocked_is_listed_as_stalled_and_runs_again(
+    pool: WorkerPool, account: Account
+) -> None:
+    async with blocking.client_of(pool, account) as client:
+        await blocking.start(client, pool)
+        await client.enqueue(blocking.Sleep(n=3), tenant="acme")
 
-        class Sleep(aiqueue.Message, kind="sleep", family="test.sleeps"):
-            n: int
+        async def stalled() -> bool:
+            found = await find(client, "one")
+            return found is not None and found.state == "stalled"
 
-        worker = aiqueue.Worker(name="one", concurrency=2)
+        await eventually(stalled)
+        begun = time.monotonic()
+        while time.monotonic() - begun < 1.4:  # longer than a record lives
+            found = await find(client, "one")
+            assert found is not None
+            assert found.state == "stalled"
+            assert "app.py" in found.blocked_at
+            assert [each.kind for each in found.jobs] == ["sleep"]
+            await asyncio.sleep(0.1)
+        assert found.stalled_s > 1
 
-        @worker.handle(Sleep)
-        async def sleep(job):
-            time.sleep(job.message.n)
-        """
+        async def runs() -> bool:
+            found = await find(client, "one")
+            return found is not None and (found.state, found.blocked_at) == ("running", "")
 
-    @pytest.fixture
-    def pool(self, tmp_path: Path, account: Account) -> Iterator[WorkerPool]:
-        pool = WorkerPool(tmp_path, account, self.APP)
-        yield pool
-        for process in pool.alive:
-            process.kill()
-            process.wait()
+        await eventually(runs)
 
-    @contextlib.asynccontextmanager
-    async def client_of(self, pool: WorkerPool, account: Account) -> AsyncIterator[aiqueue.Client]:
-        streams = pool.directory / "streams"
-        async with aiqueue.connect(
-            account.url, user=account.user, password=account.password, streams=streams
-        ) as client:
-            await provision.apply(client.connection, client.topology)
-            yield client
 
-    async def started(self, client: aiqueue.Client, pool: WorkerPool) -> forks.Program:
-        process = await asyncio.to_thread(pool.start)
-        await eventually(lambda: find(client, "one"))
-        return process
-
-    async def test_a_worker_whose_event_loop_is_blocked_is_listed_as_stalled_and_runs_again(
-        self, pool: WorkerPool, account: Account
-    ) -> None:
-        class Sleep(aiqueue.Message, kind="sleep", family="test.sleeps"):
-            n: float
-
-        async with self.client_of(pool, account) as client:
-            await self.started(client, pool)
-            await client.enqueue(Sleep(n=3), tenant="acme")
-
-            async def stalled() -> bool:
-                found = await find(client, "one")
-                return found is not None and found.state == "stalled"
-
-            await eventually(stalled)
-            begun = time.monotonic()
-            while time.monotonic() - begun < 1.8:  # longer than a record lives
-                found = await find(client, "one")
-                assert found is not None
-                assert found.state == "stalled"
-                assert "app.py" in found.blocked_at
-                assert [each.kind for each in found.jobs] == ["sleep"]
-                await asyncio.sleep(0.1)
-            assert found.stalled_s > 1
-
-            async def runs() -> bool:
-                found = await find(client, "one")
-                return found is not None and (found.state, found.blocked_at) == ("running", "")
-
-            await eventually(runs)
-
-    async def test_a_worker_that_is_killed_is_gone_when_its_record_has_expired(
-        self, pool: WorkerPool, account: Account
-    ) -> None:
-        async with self.client_of(pool, account) as client:
-            process = await self.started(client, pool)
-            await asyncio.to_thread(pool.kill, process)
-            await eventually(lambda: _is_gone(client), within=4)
+async def test_a_worker_that_is_killed_is_gone_when_its_record_has_expired(pool: WorkerPool, account: Account) -> None:
+    async with blocking.client_of(pool, account) as client:
+        process = await blocking.start(client, pool)
+        await asyncio.to_thread(pool.kill, process)
+        await eventually(lambda: _is_gone(client), within=4)
 
 
 async def _is_gone(client: aiqueue.Client) -> bool:

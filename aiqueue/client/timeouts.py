@@ -1,0 +1,68 @@
+"""Why an awaited job has not ended in time: for the error, within 0.3 s, asked once a lane for all who wait there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from ..connection import Connection
+from ..enqueue import Enqueued
+from ..errors import AccessDenied, AIQueueError, ResultTimeout
+from ..subjects import Lane
+from ..topology import Family, Topology
+
+if TYPE_CHECKING:
+    from ..inspect import Explanation, LaneReader
+    from ..limits import Rule
+
+EXPLAIN_S = 0.25  # and at most 0.05 s more, until the error is raised
+AGAIN_S = 1.0  # of several jobs of a lane that time out within this time, one is looked at by itself
+DENIED_S = 600.0  # until the next question of a user who may not ask
+LANES_MAX = 1_000
+
+
+class TimeoutReasons:
+    """Adds to errors of timeouts why the job waits. `declared`: the declared rules of limits."""
+
+    def __init__(self, connection: Connection, topology: Topology, declared: tuple[Rule, ...] = ()) -> None:
+        self._connection, self._topology, self._declared = connection, topology, declared
+        self._lanes: LaneReader | None = None
+        self._asked: dict[Lane, float] = {}  # when a job of a lane was last looked at by itself, monotonic seconds
+        self._quiet_until = 0.0
+
+    async def explain(self, error: ResultTimeout, job: Enqueued, family: Family) -> ResultTimeout:
+        """Return the error with the reason in its text, or unchanged where nothing can be known in EXPLAIN_S."""
+        if not self._connection.connected or time.monotonic() < self._quiet_until:
+            return error
+        self._connection.optional += 1
+        try:
+            async with asyncio.timeout(EXPLAIN_S):
+                found = await self._find(job, family)
+        except AccessDenied:
+            self._quiet_until = time.monotonic() + DENIED_S
+            return error
+        except (AIQueueError, TimeoutError):
+            return error
+        finally:
+            self._connection.optional -= 1
+        if found is None or not found.remedy:
+            return error
+        explained = ResultTimeout(f"{error}: {found}")
+        explained.reason, explained.evidence = found.reason, found.evidence
+        return explained
+
+    async def _find(self, job: Enqueued, family: Family) -> Explanation | None:
+        from ..inspect import LaneReader, explain_enqueued, explain_lane  # noqa: PLC0415  (few wait for too long)
+
+        if self._lanes is None:
+            from ..limits import Rules  # noqa: PLC0415
+
+            self._lanes = LaneReader(self._connection, self._topology, Rules(self._declared))
+        now, lane = time.monotonic(), job.lane
+        if lane.priority != "*" and not job.parking_id and now - self._asked.get(lane, -AGAIN_S) < AGAIN_S:
+            return await explain_lane(self._connection, self._lanes, family, lane, job.job_id, job.seq)
+        if len(self._asked) >= LANES_MAX:
+            self._asked.clear()
+        self._asked[lane] = now
+        return await explain_enqueued(self._connection, self._topology, self._lanes, family, job)

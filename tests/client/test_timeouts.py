@@ -1,0 +1,113 @@
+"""The error of an awaited job that has not ended in time says why: quickly, once a lane, and only with the rights."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import aiqueue
+from aiqueue.cli.app import app
+from aiqueue.client import timeouts
+from aiqueue.errors import ResultTimeout, details
+
+from ..connection.test_permissions import documented, two, user
+from ..inspect.explaining import Hold, announce, holder, make_why
+from ..support import Account, NatsProcess
+
+
+async def timeout_of(handle: aiqueue.Handle[Any], seconds: float = 0.2) -> ResultTimeout:
+    with pytest.raises(ResultTimeout) as caught:
+        await handle.result(seconds)
+    return caught.value
+
+
+async def test_a_timeout_says_why_the_job_waits_and_what_to_do(client: aiqueue.Client) -> None:
+    handle = await client.enqueue(Hold(), tenant="acme")
+    started_at = time.monotonic()
+    error = await timeout_of(handle)
+    assert time.monotonic() - started_at < 0.5 + 0.2
+    assert str(error) == (
+        f"timed out after 0.2 s waiting for the result of job {handle.id}: "
+        "no worker of agent.tasks is running: run one that handles agent.tasks: `aiqueue work MODULE:WORKER`"
+    )
+    assert (error.reason, error.retryable) == ("no_worker", True)
+    assert "no worker is alive" in error.evidence
+    assert details(error)["reason"] == "no_worker"
+    with pytest.raises(ResultTimeout) as caught:
+        async for _ in (await client.enqueue(Hold(), tenant="globex")).stream(timeout=0.1):
+            pass
+    assert caught.value.reason == "no_worker"
+
+
+@pytest.mark.parametrize(("options", "reason"), [({"delay": "1h"}, "delay"), ({}, "running")])
+async def test_a_delayed_job_and_a_running_one(client: aiqueue.Client, options: dict[str, Any], reason: str) -> None:
+    entered, left = asyncio.Event(), asyncio.Event()
+    async with holder(entered, left).running(client):
+        handle = await client.enqueue(Hold(), tenant="acme", **options)
+        if not options:
+            await entered.wait()
+        assert (await timeout_of(handle)).reason == reason
+        left.set()
+
+
+async def test_many_waiters_of_a_lane_ask_once(client: aiqueue.Client, account: Account) -> None:
+    await announce(client)
+    handles = [
+        each async for each in client.enqueue_many([Hold(n=n) for n in range(100)], tenant="acme")
+        if isinstance(each, aiqueue.Handle)
+    ]  # fmt: skip
+    asked: list[str] = []
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as other:
+        await other.connection.subscribe("$JS.API.>", lambda message: asked.append(message.subject))
+        await other.connection.flush()
+        errors = await asyncio.gather(*(timeout_of(each, 0.5) for each in handles))
+        await other.connection.flush()
+    assert {each.reason for each in errors} == {"turn"}
+    assert sum("CONSUMER.LIST.AI_AGENT_TASKS" in each for each in asked) == 1
+    assert sum("DIRECT.GET.KV_AI_PRESENCE" in each for each in asked) <= 3  # records, pauses
+    assert sum("CONSUMER.INFO" in each for each in asked) <= 2
+
+
+async def test_a_reason_that_cannot_be_known_in_time_is_left_out(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(*_: Any) -> None:
+        await asyncio.sleep(10)
+
+    monkeypatch.setattr("aiqueue.inspect.lane_evidence.LaneReader.read", slow)
+    handle = await client.enqueue(Hold(), tenant="acme")
+    started_at = time.monotonic()
+    error = await timeout_of(handle)
+    assert time.monotonic() - started_at < 0.2 + timeouts.EXPLAIN_S + 0.1
+    assert (str(error), error.reason) == (f"timed out after 0.2 s waiting for the result of job {handle.id}", "")
+
+
+async def test_without_the_rights_the_reason_is_left_out_and_nothing_is_logged(
+    own_server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ("a plain publisher of one tenant", "a producer with aiqueue", "if it waits for results")
+    server: NatsProcess = own_server(
+        f"authorization {{ users: [ {{ user: all, password: p }}, {user('less', *documented(*rows))} ] }}"
+    )
+    async with two(server) as (_, less):
+        for _ in range(2):
+            error = await timeout_of(await less.enqueue(Hold(), tenant="acme"))
+            assert error.reason == ""
+            assert str(error).endswith(f"of job {str(error).split()[-1]}")
+    assert "denied" not in caplog.text
+    assert "Violation" not in caplog.text
+
+
+async def test_enqueue_wait_says_why(client: aiqueue.Client, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_why(account, monkeypatch)
+    arguments = ["enqueue", "hold", "{}", "--tenant", "acme", "--wait", "--timeout", "0.2"]
+    done = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    assert done.exit_code == 1
+    assert "no worker of agent.tasks is running: run one" in done.stderr
+    done = await asyncio.to_thread(CliRunner().invoke, app, [*arguments, "--json"])
+    assert json.loads(done.stdout)["waits_for"] == "no_worker"

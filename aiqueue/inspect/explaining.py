@@ -21,13 +21,13 @@ from .lookup import JobStats, describe_found, find_and_describe, find_enqueued
 from .reasons import decide
 from .stats import count_messages
 from .ticks import explain_tick
-from .workers import ASK_S, Holder, ask_holder
+from .workers import ASK_S, Holder, WorkerStats, ask_holder
 
 if TYPE_CHECKING:
     from ..limits import Rules
 
 STREAM_INFO_S = 1.0
-SOON_S = 0.12  # how long the holder is waited for in an error of a timeout
+SOON_S = 0.09  # how long the holder, and then perhaps one worker by name, is waited for in an error of a timeout
 STRANDED_MAX = 10_000  # notices of the server about one lane that are read
 
 
@@ -126,13 +126,32 @@ async def _read(
         _ask(connection, stats, ask_s) if found.delivered else _nobody(),
         _is_stranded(connection, topology, family, own, stored) if found.delivered else _no(),
     )
-    place = None
+    place, silent, has_asked = None, None, found.delivered and not unknown
     if not found.delivered:
         place = await _find_place(connection, evidence, stored)
+    elif has_asked and holder is None:
+        holder, silent = await _ask_by_name(connection, evidence, stats, stored.seq, ask_s)
     return replace(
-        known, lane=evidence, place=place, holder=holder, has_asked=found.delivered and not unknown, stranded=stranded,
+        known, lane=evidence, place=place, holder=holder, has_asked=has_asked, silent=silent, stranded=stranded,
         unknown=unknown,
     )  # fmt: skip
+
+
+async def _ask_by_name(
+    connection: Connection, lane: LaneEvidence, stats: JobStats, seq: int, within_s: float
+) -> tuple[Holder | None, WorkerStats | None]:
+    """Ask the worker whose record lists a job that nobody holds: it may have given the job back since. Returns the
+    holder, should it have the job again, and the worker if it does not answer.
+    """
+    for each in lane.workers or ():
+        if any((job.seq, job.family) == (seq, stats.family) for job in each.jobs):
+            if not each.answers:
+                return None, each
+            holder = await ask_holder(
+                connection, stats.family, stats.tenant, stats.job_id, worker=each.name, within_s=within_s
+            )
+            return (None, each) if holder is None else (None if holder.state == "absent" else holder, None)
+    return None, None
 
 
 async def _read_parked(

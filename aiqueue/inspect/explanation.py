@@ -143,7 +143,8 @@ class JobEvidence:
 
     - `lane`: of a job that is in its lane or parked. `seq`: of its message in the work stream; 0: it has none there.
     - `place`: how many undelivered jobs of the lane are before it. `delivered`: it was, since the consumer was made.
-    - `holder`: who holds a job of this id; None: nobody says so. `has_asked`: whether the workers were asked.
+    - `holder`: who holds a job of this id; None: nobody says so. `has_asked`: whether the workers were asked. `silent`:
+      the worker whose record lists the job, and that did not answer either when it was asked by name.
     - `due`: the job is due, and waits for a forwarder. `has_forwarder`: whether a worker asks for due jobs.
     - `aside_since`: it is parked aside since then, because its kind was unknown or paused, for the `hops`th time.
     - `claimed_by`: another run of its id is under way. `stranded`: the server has given it up.
@@ -158,6 +159,7 @@ class JobEvidence:
     delivered: bool = False
     holder: Holder | None = None
     has_asked: bool = False
+    silent: WorkerStats | None = None
     deadline: float | None = None
     is_declared: bool = True
     due: bool = False

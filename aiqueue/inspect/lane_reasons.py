@@ -145,22 +145,18 @@ def _stranded(found: JobEvidence) -> Found | None:
 
 def _lost_holder(found: JobEvidence) -> Found | None:
     """A worker's record lists the job, and the worker does not answer."""
-    if not found.delivered or found.lane is None or not found.has_asked:
+    each = found.silent
+    if each is None:
         return None
-    for each in found.lane.workers or ():
-        if not any((job.seq, job.family) == (found.seq, found.stats.family) for job in each.jobs):
-            continue
-        heard = f"it was last heard of {describe_age(found, each.heard_at)} ago"
-        values = {"worker": each.name}
-        if each.state == "stalled" and each.blocked_at:
-            text = f"worker {each.name} holds it, and its event loop is blocked for {short_duration(each.stalled_s)}"
-            return Found("worker_stalled", text, (f"at {each.blocked_at}", heard), None, values)
-        if each.answers:
-            text = f"worker {each.name} on {each.host} has had it, and does not answer: it was killed, or is cut off"
-            return Found("worker_lost", text, (heard, _lease(found)), None, values)
-        text = f"worker {each.name} on {each.host} holds it, as its record says: it is of a version that says no more"
-        return Found("running", text, (heard,), None, values)
-    return None
+    heard, values = f"it was last heard of {describe_age(found, each.heard_at)} ago", {"worker": each.name}
+    if each.state == "stalled" and each.blocked_at:
+        text = f"worker {each.name} holds it, and its event loop is blocked for {short_duration(each.stalled_s)}"
+        return Found("worker_stalled", text, (f"at {each.blocked_at}", heard), None, values)
+    if each.answers:
+        text = f"worker {each.name} on {each.host} has had it, and does not answer: it was killed, or is cut off"
+        return Found("worker_lost", text, (heard, _lease(found)), None, values)
+    text = f"worker {each.name} on {each.host} holds it, as its record says: it is of a version that says no more"
+    return Found("running", text, (heard,), None, values)
 
 
 def _lease(found: JobEvidence) -> str:

@@ -22,7 +22,7 @@ LIST_MAX = 10_000
 NUMBER_MAX = 2**62
 
 WorkerState = Literal["running", "draining", "stalled", "disconnected", "silent"]
-HeldState = Literal["waiting", "starting", "running", "result"]
+HeldState = Literal["waiting", "starting", "running", "result", "absent"]
 _STATES: Mapping[str, WorkerState] = {
     "ok": "running", "draining": "draining", "stalled": "stalled", "disconnected": "disconnected",
 }  # fmt: skip
@@ -112,7 +112,8 @@ class Holder:
     """Which worker holds a job, and how, as the worker says. Times are seconds since the epoch.
 
     - `state`: "waiting" (for a slot), "starting" (it has a slot, and its handler was not called yet, or has returned),
-      "running", or "result" (the job has ended, and its result waits for room on the server).
+      "running", "result" (the job has ended, and its result waits for room on the server), or "absent" (it does not
+      hold the job, and was asked by name).
     - `since`: when the job was delivered, for the `deliveries`th time. `started_at`: when its handler was called.
     - `runs_in`: "loop", "thread" or "process"; "" where there is no handler. `suspect`: it is tried apart from others,
       because workers were lost with it. `seq`: of its message in the work stream.
@@ -206,20 +207,22 @@ def _parse_job(plain: Mapping[str, Any]) -> RunningJob:
 
 
 async def ask_holder(
-    connection: Connection, family: str, tenant: str, job_id: str, *, within_s: float = ASK_S
+    connection: Connection, family: str, tenant: str, job_id: str, *, worker: str | None = None, within_s: float = ASK_S
 ) -> Holder | None:
-    """Return which worker holds a job; None: no worker says so within this time, in seconds.
+    """Return which worker holds a job; None: no worker says so within this time, in seconds. `worker`: this one answers
+    also if it does not hold the job: "absent".
 
     Raises AccessDenied: this user may not ask.
     """
-    body = json.dumps({"tenant": tenant, "job_id": job_id}).encode()
+    named = {} if worker is None else {"worker": worker}
+    body = json.dumps({"tenant": tenant, "job_id": job_id, **named}).encode()
     try:
         reply = await connection.request(f"{subjects.HOLDS}.{family}", body, timeout_s=within_s)
         plain = json.loads(reply.data)
     except (Unavailable, ValueError, RecursionError):
         return None
     state = plain.get("state") if isinstance(plain, dict) else None
-    if state not in ("waiting", "starting", "running", "result"):
+    if state not in ("waiting", "starting", "running", "result", "absent"):
         return None
     return Holder(
         _text(plain.get("worker")), _text(plain.get("host")), _whole(plain.get("pid")), state,

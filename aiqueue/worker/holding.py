@@ -28,7 +28,8 @@ class Holding:
     """Answers on ``aiq.holds.{family}``, from `start` to `stop`, if this worker holds the job that is asked for.
 
     `running`: the deliveries with a slot, by their location. `waiting`: those that have none yet. The request is
-    ``{tenant, job_id}`` in JSON. A worker that does not hold the job stays silent.
+    ``{tenant, job_id}`` in JSON. A worker that does not hold the job stays silent, unless the request names it: then it
+    says so.
     """
 
     def __init__(
@@ -136,6 +137,8 @@ class Holding:
             asked = json.loads(message.data)
             family = message.subject.removeprefix(f"{subjects.HOLDS}.")
             found = self.find(family, asked["tenant"], asked["job_id"]) if message.reply else None
+            if found is None and message.reply and asked.get("worker") == self._worker["worker"]:
+                found = {**self._worker, "state": "absent"}
         except (ValueError, KeyError, TypeError, RecursionError):
             log.debug("this is no request for the holder of a job: %.100r", message.data)
             return

@@ -225,6 +225,10 @@ async def test_only_the_holder_of_a_job_answers_and_says_how_it_holds_it(client:
         assert time.time() - 20 < found.since <= found.started_at + 0.1 < time.time() + 0.1
         behind = await client.enqueue(Hold(), tenant="acme")
         assert await ask(client, behind, within_s=0.1) is None
+        named = await ask(client, behind, worker="other")
+        assert named is not None
+        assert (named.worker, named.state) == ("other", "absent")
+        assert await ask(client, behind, worker="nobody", within_s=0.1) is None
         for wrong in (b"", b"[]", b"{}", b'{"tenant": 1, "job_id": []}', b"\xff"):
             await client.connection.publish("aiq.holds.agent.tasks", wrong, reply=client.connection.new_inbox())
         assert await ask(client, handle) is not None

@@ -27,14 +27,14 @@ class LaneScan:
     def __init__(
         self, connection: Connection, job_id: str, made_at: float | None = None, *, deep: bool = False
     ) -> None:
-        """`made_at`: when the id was made, seconds since the epoch, if it does not say it. `deep`: of an id that has no
-        time, DEEP times as many jobs are read.
+        """`made_at`: when the id was made, seconds since the epoch, if it does not say it. `deep`: DEEP times as many
+        jobs are read from the first one on.
         """
         self.limited = False
         self._connection = connection
         self._job_id = job_id
         self._made_at = made_at or subjects.made_at(job_id)
-        self._from_start = _ScanAllowance(DEEP if deep and self._made_at is None else 1)
+        self._from_start = _ScanAllowance(DEEP if deep else 1)
         self._near = [_ScanAllowance() for _ in EARLIER_S]
 
     @property

@@ -119,8 +119,8 @@ async def job(
 async def find_and_describe(
     connection: Connection, topology: Topology, job_id: str, *, family: str | None = None, tenant: str | None = None
 ) -> tuple[JobStats, FoundJob]:
-    """As `job`, and return also the stored messages that were found. With family and tenant, an id that has no time is
-    looked for among 50 times as many jobs.
+    """As `job`, and return also the stored messages that were found. With family and tenant, a job is looked for among
+    50 times as many.
     """
     search = _Search(connection, topology, job_id, family, tenant, deep=family is not None and tenant is not None)
     return await _describe(connection, topology, search)

@@ -428,6 +428,7 @@ async def test_a_key_that_is_behind_too_many_jobs_is_found_with_family_and_tenan
     with pytest.raises(NotFound, match=r"only the first 10 stored jobs were searched.*name its family and tenant"):
         await client.explain("mine")
     found = await why("mine", "--family", FAMILY, "--tenant", "acme")
+    assert found["evidence"][1] == "40 jobs of its lane are before it"
     assert (found["reason"], found["job_id"]) == ("no_worker", mine.id)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from .. import subjects
 from ..connection import Connection
-from ..errors import BadInput, Unavailable
+from ..errors import BadInput, NotFound, Unavailable
 from ..job import ANY_KIND
 from ..lanes import Pause, Record, WorkerRecords
 from ..topology import Topology
@@ -147,7 +147,10 @@ async def read_workers(
         subjects.token("tenant", tenant)
     records = WorkerRecords(connection, topology)
     await connection.clock.ensure(topology.presence_stream.name)
-    heard = await records.read_heard()
+    try:
+        heard = await records.read_heard()
+    except NotFound:
+        raise NotFound(f"there is no stream {topology.presence_stream.name}: run `aiqueue apply` first") from None
     pauses = await read_pauses_if_allowed(connection, topology) if heard else []
     found = parse_workers(heard, connection.clock.now(), pauses)
     return [

@@ -115,7 +115,7 @@ async def test_a_family_without_workers_and_an_unknown_one_are_refused_and_a_mis
     with pytest.raises(UnknownFamily):
         await client.workers(family="no.such")
     await client.connection.api("STREAM.DELETE.KV_AI_PRESENCE")
-    with pytest.raises(NotFound, match="stream"):
+    with pytest.raises(NotFound, match="there is no stream KV_AI_PRESENCE: run `aiqueue apply` first"):
         await client.workers()
 
 

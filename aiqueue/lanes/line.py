@@ -22,8 +22,9 @@ from .fairness import AGED_AFTER_S
 
 LIVE_MAX = 64  # places
 FEW_LANES = 128  # up to so many lanes are all live
-NEW_PLACES = 16  # beyond LIVE_MAX, for lanes that have come lately
-AGED_PLACES = 16  # beyond LIVE_MAX, for lanes of each lower priority
+AHEAD = 16  # beyond LIVE_MAX, for lanes that follow others: their consumers are created meanwhile
+NEW_PLACES = 16  # beyond these, for lanes that have come lately
+AGED_PLACES = 16  # and for lanes of each lower priority
 ROUND_S = 3.5  # in which each lane is to have its turn
 TURN_MIN_S, TURN_MAX_S = 0.1, 1.0
 FINISH_TURNS = 2.0  # a lane with at most so many turns' jobs left stays until it is empty
@@ -102,39 +103,41 @@ P = TypeVar("P", bound=Placed)
 def choose_leaving(placed: Collection[P], line: Line, length: TurnLength, now: float) -> list[P]:
     """Return the lanes that give up their places.
 
-    A lane does so only for one of its own or a higher priority, or if there are too many with places.
+    A lane does so only for one of its own or a higher priority, or if there are too many with places: and not before
+    the lanes that follow have theirs, so that a worker that waits for the server goes on with those that it has.
 
-    1. Its turn is over, and it is not nearly empty.
-    2. It has a lower priority than another one with a place, and was given no second job.
-    3. It was given no job for UNSERVED_S, while others were.
-    4. Lanes of higher priorities want its place, and AGED_PLACES are left to lower ones.
+    1. It has a lower priority than another one with a place, and was given no second job.
+    2. More than LIVE_MAX have places, apart from AGED_PLACES for lower priorities. Lower priorities go first, then
+       those whose turn has been over for longest. One that is nearly empty stays.
     """
     highest = min((lane.rank for lane in placed), default=0)
     best = line.highest_rank()
     crowded = len(placed) > FEW_LANES
     leaving: list[P] = []
-    staying: list[P] = []
+    over: list[P] = []
+    lower: list[P] = []
     for lane in placed:
-        wanted = crowded or (best is not None and best <= lane.rank)
-        (leaving if wanted and _turn_is_over(lane, highest, length, now) else staying).append(lane)
-    if best is None:
-        return leaving
-    lower = sorted((lane for lane in staying if lane.rank > best), key=lambda lane: lane.rank)[AGED_PLACES:]
-    free = LIVE_MAX + AGED_PLACES - len(staying)
-    for lane in reversed(lower):
-        if free >= line.count_before(lane.rank):
-            break
-        leaving.append(lane)
-        free += 1
+        if not (crowded or (best is not None and best <= lane.rank)):
+            continue
+        if lane.rank > highest and lane.turn_jobs > 0 and now - lane.given_at >= LOWER_S:
+            leaving.append(lane)
+        elif lane.rank > highest:
+            lower.append(lane)
+        elif _turn_is_over(lane, length, now):
+            over.append(lane)
+    excess = len(placed) - len(leaving) - LIVE_MAX - min(len(lower), AGED_PLACES)
+    if excess > 0:
+        lower.sort(key=lambda lane: (lane.rank, -lane.turn_jobs))
+        over.sort(key=lambda lane: lane.turn_jobs)
+        leaving += [*over, *lower[AGED_PLACES:]][-excess:]
     return leaving
 
 
-def _turn_is_over(lane: Placed, highest: int, length: TurnLength, now: float) -> bool:
+def _turn_is_over(lane: Placed, length: TurnLength, now: float) -> bool:
+    """Whether a lane was given the jobs of its turn, and is not nearly empty; or none for long, while others were."""
     jobs = lane.turn_jobs
     if jobs <= 0:
         return length.jobs > 0 and now - lane.turn_at >= UNSERVED_S
-    if lane.rank > highest and now - lane.given_at >= LOWER_S:
-        return True
     if jobs < length.jobs:
         return False
     is_nearly_empty = lane.pending <= FINISH_TURNS * length.jobs * lane.weight
@@ -204,12 +207,12 @@ class Line:
             return False
 
         for rank in sorted({rank for rank, _ in self._queues}):
-            while lanes + len(taken) < LIVE_MAX:
+            while lanes + len(taken) < LIVE_MAX + AHEAD:
                 if take(rank, is_new=self._new_is_next):
                     self._new_is_next = not self._new_is_next
                 elif not take(rank, is_new=not self._new_is_next):
                     break
-            while lanes + len(taken) < LIVE_MAX + NEW_PLACES and take(rank, is_new=True):
+            while lanes + len(taken) < LIVE_MAX + AHEAD + NEW_PLACES and take(rank, is_new=True):
                 self._new_is_next = False
         self._take_aged([*ranks, *(each.rank for each in taken)], now, taken, skip)
         for waiting in reversed(skipped):

@@ -13,6 +13,7 @@ from aiqueue.lanes import line
 from aiqueue.lanes.fairness import AGED_AFTER_S, StrideClock, StrideState, share_budget
 from aiqueue.lanes.line import (
     AGED_PLACES,
+    AHEAD,
     LIVE_MAX,
     NEW_PLACES,
     LaneInLine,
@@ -23,7 +24,8 @@ from aiqueue.lanes.line import (
 )
 from aiqueue.subjects import Lane
 
-MOST = LIVE_MAX + NEW_PLACES + 3 * AGED_PLACES  # of four priorities
+FULL = LIVE_MAX + AHEAD
+MOST = FULL + NEW_PLACES + 3 * AGED_PLACES  # of four priorities
 
 
 def lane(n: int) -> Lane:
@@ -73,16 +75,16 @@ def test_while_a_place_is_free_nobody_waits(each: list[LaneInLine], placed: list
     waiting = filled(each)
     taken = waiting.take(placed, now)
     if waiting:
-        assert len(placed) + len(taken) >= LIVE_MAX
+        assert len(placed) + len(taken) >= FULL
 
 
-@given(waitings, st.integers(0, LIVE_MAX))
+@given(waitings, st.integers(0, FULL))
 def test_priorities_go_in_order_apart_from_lanes_that_have_aged(each: list[LaneInLine], places: int) -> None:
     waiting = filled(each)
     taken = [one.rank for one in waiting.take([0] * places, now=0.0)]  # nobody has aged
     by_rank = sorted(taken)
     assert taken == by_rank
-    if taken and waiting and places + len(taken) == LIVE_MAX:
+    if taken and waiting and places + len(taken) == FULL:
         assert taken[-1] <= min(one.rank for one in waiting)
 
 
@@ -100,7 +102,7 @@ def test_of_one_priority_those_that_came_first_go_first(each: list[LaneInLine]) 
 @given(st.integers(10, 200), st.integers(10, 200))
 def test_new_lanes_go_first_and_leave_every_second_place_to_the_others(new: int, old: int) -> None:
     waiting = filled([LaneInLine(lane(n), 0, 0.0, 0.0, is_new=n < new) for n in range(new + old)])
-    taken = waiting.take([0] * (LIVE_MAX - 10), now=0.0)
+    taken = waiting.take([0] * (FULL - 10), now=0.0)
     assert taken[0].is_new
     assert sum(one.is_new for one in taken[:10]) == 5
     assert len(taken) == 10 + min(NEW_PLACES, new - 5)
@@ -109,15 +111,15 @@ def test_new_lanes_go_first_and_leave_every_second_place_to_the_others(new: int,
 def test_a_new_lane_has_a_place_at_once_where_all_are_taken() -> None:
     waiting = filled([LaneInLine(lane(n), 0, 0.0, 0.0) for n in range(1_000)])
     waiting.add(LaneInLine(lane(-1), 0, 0.0, 0.0, is_new=True))
-    assert [one.lane for one in waiting.take([0] * LIVE_MAX, now=0.0)] == [lane(-1)]
+    assert [one.lane for one in waiting.take([0] * FULL, now=0.0)] == [lane(-1)]
 
 
 def test_lower_priorities_get_places_when_they_have_aged_and_no_more_than_their_share() -> None:
     waiting = filled([LaneInLine(lane(n), 2, float(n), 0.0) for n in range(100)])
-    assert not waiting.take([0] * LIVE_MAX, now=0.5)
-    aged = waiting.take([0] * LIVE_MAX, now=AGED_AFTER_S + 50)
+    assert not waiting.take([0] * FULL, now=0.5)
+    aged = waiting.take([0] * FULL, now=AGED_AFTER_S + 50)
     assert [one.lane for one in aged] == [lane(n) for n in range(AGED_PLACES)]
-    assert not waiting.take([0] * LIVE_MAX + [2] * AGED_PLACES, now=AGED_AFTER_S + 50)
+    assert not waiting.take([0] * FULL + [2] * AGED_PLACES, now=AGED_AFTER_S + 50)
 
 
 placements = st.lists(
@@ -148,14 +150,16 @@ def test_a_lane_gives_up_its_place_for_its_own_or_a_higher_priority_only(
 
 
 @given(placements, waitings, lengths, st.floats(100, 200))
-def test_a_lane_whose_turn_is_long_over_gives_up_its_place(
+def test_a_lane_whose_turn_is_long_over_stays_only_where_a_place_is_free(
     placed: list[Placed], each: list[LaneInLine], length: TurnLength, now: float
 ) -> None:
     leaving = choose_leaving(placed, filled(each), length, now)
-    for one in placed:
+    stays = [one for one in placed if one not in leaving]
+    highest = min((one.rank for one in placed), default=0)
+    for one in stays:
         is_over = one.turn_jobs > 0 and one.turn_jobs >= (1 + line.FINISH_TURNS) * length.jobs
-        if is_over and any(other.rank <= one.rank for other in each):
-            assert one in leaving
+        if is_over and one.rank == highest and any(other.rank <= one.rank for other in each):
+            assert len(stays) <= LIVE_MAX + AGED_PLACES
 
 
 @given(st.integers(1, 100_000), st.floats(0.1, 1_000), st.floats(0, 50_000))

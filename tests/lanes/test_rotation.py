@@ -54,6 +54,7 @@ async def client(request: Any, account: Any, monkeypatch: pytest.MonkeyPatch) ->
     """Two lanes have places, three are many, and each removal pays."""
     monkeypatch.setattr(line, "LIVE_MAX", 2)
     monkeypatch.setattr(line, "FEW_LANES", 3)
+    monkeypatch.setattr(line, "AHEAD", 1)
     monkeypatch.setattr(line, "NEW_PLACES", 1)
     monkeypatch.setattr(line, "AGED_PLACES", 1)
     monkeypatch.setattr(line, "REMOVAL_PAYS", 1)

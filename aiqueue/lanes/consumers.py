@@ -53,7 +53,8 @@ class LaneConsumers:
             info = await self._connection.api(f"CONSUMER.INFO.{name}")
         except NotFound as error:
             raise Unavailable(str(error)) from None  # another worker has just removed it
-        if mismatch is not None and not info.get("paused"):  # a paused one differs because it is about to be removed
+        # one that was paused differs because it was to be removed; in a cluster its pause may have outlived the try
+        if mismatch is not None and not info["config"].get("pause_until"):
             self._report_mismatch(lane, mismatch, served=True)
         return info
 
@@ -97,11 +98,24 @@ class LaneConsumers:
             and time.monotonic() - asked_at < PAUSED_S - DELETE_WITHIN_S
             and self._connection.connected
         )
-        if holds and _is_unused(after, with_backlog=with_backlog) and after["created"] == before["created"]:
+        unused = _is_unused(after, with_backlog=with_backlog) and after["created"] == before["created"]
+        if holds and unused and not await self._has_acks_under_way(name, after):
             await request("DELETE")
             return True
         await request("PAUSE", {})
         return False
+
+    async def _has_acks_under_way(self, name: str, info: dict[str, Any]) -> bool:
+        """Whether the stream still stores jobs whose acks the consumer has counted.
+
+        In a cluster an ack goes to the replicas first. Is its consumer deleted meanwhile, then the ack is lost, and the
+        next consumer delivers the job again.
+        """
+        if not info.get("cluster"):
+            return False
+        request = {"subjects_filter": info["config"]["filter_subject"]}
+        found = await self._connection.api(f"STREAM.INFO.{name.split('.')[0]}", request, timeout=REMOVE_API_S)
+        return sum((found["state"].get("subjects") or {}).values()) > info["num_pending"]
 
     # -- reports
 

@@ -114,8 +114,8 @@ class LaneConsumers:
         if not info.get("cluster"):
             return False
         request = {"subjects_filter": info["config"]["filter_subject"]}
-        found = await self._connection.api(f"STREAM.INFO.{name.split('.')[0]}", request, timeout=REMOVE_API_S)
-        return sum((found["state"].get("subjects") or {}).values()) > info["num_pending"]
+        found = await self._connection.api(f"STREAM.INFO.{name.partition('.')[0]}", request, timeout=REMOVE_API_S)
+        return bool(sum((found["state"].get("subjects") or {}).values()) > info["num_pending"])
 
     # -- reports
 

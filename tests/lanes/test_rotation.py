@@ -223,7 +223,7 @@ async def test_a_lane_whose_consumer_is_being_removed_stays_in_line_over_a_poll(
     monkeypatch.setattr(LaneConsumers, "remove_if_unused", remove_after_polls)
     monkeypatch.setattr(discovery, "POLL_S", 0.02)
     await fill(client)
-    ran = Ran(handler_s=0.01, concurrency=4)
+    ran = Ran(handler_s=0.02, concurrency=4)
     async with ran.worker.running(client):
-        await eventually(lambda: len(stayed) > 5)
+        await eventually(lambda: len(stayed) > 0)
         assert all(stayed)

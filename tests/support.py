@@ -15,9 +15,9 @@ from urllib.parse import unquote, urlsplit
 
 from aiqueue import Client
 from aiqueue.testing import clients
-from benchmarks.chaos.servers import POLL_S, Account, Cluster, NatsProcess, wait_until
+from benchmarks.chaos.servers import Account, Cluster, NatsProcess, poll_s, wait_until
 
-__all__ = ["POLL_S", "ROOT", "Account", "Cluster", "NatsProcess", "wait_until"]
+__all__ = ["ROOT", "Account", "Cluster", "NatsProcess", "wait_until"]
 
 Eventually = Callable[..., Awaitable[object]]
 
@@ -66,7 +66,7 @@ async def eventually(fn: Callable[[], object], within: float = 25.0) -> object:
     An AssertionError counts as not yet; anything else that it raises ends the wait. After `within` seconds the
     last AssertionError is raised.
     """
-    deadline = time.monotonic() + within
+    began = time.monotonic()
     while True:
         failure: AssertionError | None = None
         try:
@@ -77,9 +77,9 @@ async def eventually(fn: Callable[[], object], within: float = 25.0) -> object:
                 return value
         except AssertionError as error:
             failure = error
-        if time.monotonic() > deadline:
+        if time.monotonic() > began + within:
             raise failure or AssertionError(f"not true within {within:g} s: {fn!r}")
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(poll_s(began))
 
 
 def pause_between(steps: int, longest_s: float) -> Iterator[float]:

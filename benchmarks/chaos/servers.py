@@ -20,15 +20,22 @@ from aiqueue.testing import ServerAccount
 T = TypeVar("T")
 Account = ServerAccount
 
-POLL_S = 0.02
+POLL_S, POLL_MAX_S = 0.02, 0.1
+
+
+def poll_s(began: float) -> float:
+    """How long to wait before the next look at what has been waited for since `began`: a twentieth of that, so that
+    many tests at a time do not mostly look.
+    """
+    return min(max(POLL_S, (time.monotonic() - began) / 20), POLL_MAX_S)
 
 
 def wait_until(fn: Callable[[], T], within: float = 40.0) -> T:
     """The first true value of `fn`, which must come within so many seconds. For tests without a loop."""
-    deadline = time.monotonic() + within
+    began = time.monotonic()
     while not (value := fn()):
-        assert time.monotonic() < deadline, f"not true within {within:g} s: {fn!r}"
-        time.sleep(POLL_S)
+        assert time.monotonic() < began + within, f"not true within {within:g} s: {fn!r}"
+        time.sleep(poll_s(began))
     return value
 
 

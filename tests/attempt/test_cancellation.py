@@ -20,15 +20,16 @@ from aiqueue.client.cancel import ALREADY_CANCELLED, ALREADY_ENDED, STOPPING
 from aiqueue.errors import JobFailed
 from aiqueue.journal import CANCELLED, EMPTY_RECORD, WHILE_RUNNING, Entry, entry_from_stored
 from aiqueue.processes import quarantine
-from aiqueue.topology import provision
 from aiqueue.worker import session, settlement
 
 from .. import suspects
 from ..client.test_cancel import cancelled, empty, stored
-from ..support import Relay, eventually
+from ..support import Relay, create_streams, eventually
 from ..suspects import Act
 from ..worker.test_kill import STREAM as SLEEPS
 from ..worker.test_kill import Sleep, WorkerPool
+
+pytestmark = pytest.mark.families("agent.tasks")
 
 
 class Task(aiqueue.Message, kind="task"):
@@ -584,7 +585,7 @@ async def test_a_killed_workers_job_that_was_cancelled_is_not_run_again(
     pool = WorkerPool(tmp_path, account, APP, SLEEPS.replace("5s", "1s"))
     streams = tmp_path / "streams"
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         doomed = pool.start()
         handle = await client.enqueue(Sleep(n=1), tenant="acme")
         await eventually(lambda: pool.lines("start"), within=40)
@@ -639,7 +640,7 @@ async def test_while_workers_are_killed_each_job_is_cancelled_or_done_and_none_i
     ends: dict[int, str] = {}
     at: dict[int, int] = {}
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         for _ in range(2):
             pool.start()
 

@@ -20,6 +20,7 @@ from aiqueue.topology import Topology
 
 from ..support import Account, create_streams
 
+pytestmark = pytest.mark.families("agent.tasks")
 LIMITED = """
 [family]
 name = "llm.calls"

@@ -15,12 +15,12 @@ import aiqueue
 from aiqueue.attempt import Raised, Refused, outcome_of_error
 from aiqueue.enqueue import Filter
 from aiqueue.errors import BadInput, JobFailed
-from aiqueue.topology import provision
 
-from ..support import eventually
+from ..support import create_streams, eventually
 from . import handler_shapes
 from .handler_shapes import FAILS
 
+pytestmark = pytest.mark.families("agent.tasks", "agent.message", "rag.ingest")
 SOON = aiqueue.Backoff(attempts=3, first=0.05, jitter=0)
 
 
@@ -138,7 +138,7 @@ def test_a_loop_that_ends_with_its_worker_in_a_task_leaves_the_job_uncounted(acc
 
     async def serve(begun: asyncio.Event, *, waits: bool) -> None:
         async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-            await provision.apply(client.connection, client.topology)
+            await create_streams(client)
             worker = aiqueue.Worker(drain_timeout="0.1s")
 
             @worker.handle(Try)

@@ -22,6 +22,8 @@ from aiqueue.errors import BadInput
 
 from ..support import eventually
 
+pytestmark = pytest.mark.families("agent.tasks")
+
 
 class Task(aiqueue.Message, kind="policies"):
     what: str = ""

@@ -15,11 +15,12 @@ from aiqueue.errors import BadInput, JobFailed
 from aiqueue.journal.chunks import BUFFERED_MAX
 from aiqueue.journal.entries import CANCELLED, CHUNK, PROGRESS, RESULT, RETRY, Entry, entry_from_stored
 from aiqueue.journal.follower import StreamItem
-from aiqueue.topology import provision
 
 from .. import suspects
-from ..support import NatsProcess, eventually
+from ..support import NatsProcess, create_streams, eventually
 from ..suspects import Act
+
+pytestmark = pytest.mark.families("agent.tasks")
 
 
 class Task(aiqueue.Message, kind="task"):
@@ -132,7 +133,7 @@ async def test_a_child_that_streams_waits_while_the_journal_cannot_be_written(
         return log.stat().st_size if log.exists() else 0
 
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         worker = aiqueue.Worker(processes=1)
         worker.handle(Act, process=True, timeout=None)(suspects.act_sync)
         async with worker.running(client):

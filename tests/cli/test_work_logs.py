@@ -25,6 +25,7 @@ from .. import forks
 from ..support import Account, whole_lines
 from .test_cli import run_main
 
+pytestmark = pytest.mark.families("agent.tasks")
 APP = """
     import logging
     import aiqueue

@@ -19,6 +19,7 @@ import aiqueue
 from .. import forks
 from ..support import Account
 
+pytestmark = pytest.mark.families("agent.tasks")
 APP = """
     import asyncio, contextlib, os, sys, time
     import aiqueue

@@ -14,9 +14,8 @@ import pytest
 
 import aiqueue
 from aiqueue.payload.document_ref import Document, SyncDocumentReader
-from aiqueue.topology import provision
 
-from ..support import Account, wait_until
+from ..support import Account, create_streams, wait_until
 
 KINDS = pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 
@@ -51,7 +50,7 @@ def signal_when(condition: Callable[[], bool]) -> threading.Thread:
 
 async def apply_streams(account: Account) -> None:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
 
 
 @KINDS

@@ -321,7 +321,7 @@ async def test_a_rerun_goes_on_where_the_dead_letters_may_not_be_read(own_server
     runs = Runs()
     server = own_server()
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         async with runs.worker().running(client):
             await fail(client)
             await client.connection.api("STREAM.DELETE.AI_DEAD")
@@ -520,7 +520,7 @@ async def test_a_job_whose_full_lane_keeps_it_waiting_is_not_replaced(
         n: int = 0
 
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         for _ in range(3):
             await client.enqueue(Small(), tenant=TENANT)
         worker = aiqueue.Worker(families=["agent.tasks"])  # its forwarder moves jobs of all families

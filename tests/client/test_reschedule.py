@@ -15,6 +15,8 @@ import aiqueue
 from aiqueue.errors import BadInput, JobFailed, NotParked
 from aiqueue.topology import provision
 
+from ..support import create_streams
+
 TENANT = "acme"
 
 
@@ -25,7 +27,7 @@ class Task(aiqueue.Message, kind="task"):
 @pytest.fixture
 async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

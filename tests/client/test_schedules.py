@@ -21,6 +21,8 @@ from aiqueue.schedules import FiredTick
 
 from ..support import Account
 
+pytestmark = pytest.mark.families("agent.tasks")
+
 
 class Report(aiqueue.Message, kind="report"):
     n: int = 0

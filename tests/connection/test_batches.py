@@ -22,7 +22,6 @@ from aiqueue.connection.pace import IDLE_GAP_S, SPAN_S, TRIAL_FIRST_S, TRIAL_MAX
 from aiqueue.enqueue.deadletter import Filter
 from aiqueue.errors import AccessDenied, LaneFull, Unavailable
 from aiqueue.job import JobSpec
-from aiqueue.topology import provision
 
 from ..enqueue.test_bulk import WORK, acme_only, idle, outcomes, stored, texts
 from ..enqueue.test_producer import Small, Task, where
@@ -90,7 +89,7 @@ async def test_where_every_write_is_synced_those_that_wait_at_once_go_in_batches
         pytest.skip("writing to disk costs nothing here")
     server = own_server(storage=ALWAYS)
     async with aiqueue.connect(**where(server, streams)) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         jobs = 0
 
         async def caller() -> None:
@@ -113,7 +112,7 @@ async def test_where_every_write_is_synced_those_that_wait_at_once_go_in_batches
 
 async def test_at_the_servers_default_setting_singles_stay_in_use(account: Account, streams: Path) -> None:
     async with aiqueue.connect(**where(account, streams)) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         ways: list[bool] = []
 
         async def caller(pace: Pace) -> None:
@@ -339,7 +338,7 @@ async def test_a_tenant_that_is_not_permitted_is_denied_and_others_are_stored(
 ) -> None:
     at = acme_only(own_server, streams)
     async with aiqueue.connect(**at, user="root", password="r") as root:
-        await provision.apply(root.connection, root.topology)
+        await create_streams(root)
         for denied in ({5, 20}, {0}, {63}, set(range(0, 64, 2))):  # the first and the last message of a batch, too
             async with aiqueue.connect(**at, user="u", password="p") as client:
                 batching(client)
@@ -386,7 +385,7 @@ async def test_without_the_stream_each_says_what_to_do(account: Account, streams
 async def test_callers_that_are_cancelled_behind_a_batch_are_not_sent(own_server: OwnServer, streams: Path) -> None:
     server = own_server()
     async with aiqueue.connect(**where(server, streams)) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         batching(client)
         first = [asyncio.create_task(client.enqueue(Task(text=f"{n}"), tenant="acme")) for n in range(100)]
         server.pause()  # or the batch may be answered before the others are gathered
@@ -426,7 +425,7 @@ async def test_a_batch_that_is_not_answered_goes_again_and_each_job_is_stored_on
     monkeypatch.setattr("aiqueue.connection.publish_window.TRY_S", 0.3)
     server = own_server()
     async with aiqueue.connect(**where(server, streams)) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         batching(client)
         server.pause()
         short = asyncio.create_task(at_once(client, 100, timeout=0.1))
@@ -460,7 +459,7 @@ async def test_the_server_killed_in_the_midst_of_batches_loses_and_doubles_nothi
 ) -> None:
     server = own_server(storage=storage)
     async with aiqueue.connect(**where(server, streams)) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         batching(client)
         enqueued: list[tuple[int, Any]] = []
         numbers = iter(range(1_000_000))
@@ -497,7 +496,7 @@ async def test_many_over_a_server_restart_are_stored_once_and_told_once(
 ) -> None:
     server = own_server(storage=ALWAYS)
     async with aiqueue.connect(**where(server, streams)) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         batching(client)
         handles: list[Any] = []
 

@@ -34,14 +34,13 @@ from aiqueue.gateway.key_budgets import KnownApiKeys
 from aiqueue.gateway.standin import Behaviour, StandIn
 from aiqueue.inspect import WorkerStats
 from aiqueue.rag import Rag, RagWorker
-from aiqueue.topology import provision
 from aiqueue.worker import Responder
 
 from .. import keyed
 from ..gateway.batches.lines import chat_line, create, reported
 from ..gateway.running import KEY, KEY_VARIABLE, write_config
 from ..limits.provider import FAMILY
-from ..support import ROOT, Eventually, NatsProcess
+from ..support import ROOT, Eventually, NatsProcess, create_streams
 
 OwnServer = Callable[..., NatsProcess]
 
@@ -67,7 +66,7 @@ def users(publish: list[str] | None = None, subscribe: list[str] | None = None) 
 async def two(server: NatsProcess) -> AsyncIterator[tuple[Client, Client]]:
     """A client who may everything, and one who may less."""
     async with aiqueue.connect(url=server.url, user="all", password="p") as every:
-        await provision.apply(every.connection, every.topology)
+        await create_streams(every)
         async with aiqueue.connect(url=server.url, user="less", password="p") as less:
             yield every, less
 
@@ -444,7 +443,7 @@ async def test_the_documented_permissions_of_limits_suffice(
         return job.attempt
 
     async with connect("all") as every:
-        await provision.apply(every.connection, every.topology)
+        await create_streams(every)
         async with connect("operator") as operator, connect("worker") as serving, worker.running(serving):
             await operator.set_limit("llm.calls", "m", requests=100)
             handle = await every.enqueue(Call(model="m"), tenant="acme")
@@ -468,7 +467,7 @@ async def test_the_documented_permissions_of_usage_suffice(
         f"{user('operator', *documented('if it lists [usage]'))}, {user('worker', *documented('a worker'))} ] }}"
     )
     async with aiqueue.connect(url=server.url, user="all", password="p") as every:
-        await provision.apply(every.connection, every.topology)
+        await create_streams(every)
     async with aiqueue.connect(url=server.url, user="worker", password="p") as serving:
         store = UsageStore(serving.connection, serving.topology)
         budgets, at = Budgets(store, UsageLedger(store), [Budget("acme", 10)]), await store.now()
@@ -496,7 +495,7 @@ async def test_the_documented_permissions_of_api_keys_suffice(
     users_of = ", ".join(user(name, *documented(row)) for name, row in rows.items())
     server = own_server(f"authorization {{ users: [ {{ user: all, password: p }}, {users_of} ] }}")
     async with aiqueue.connect(url=server.url, user="all", password="p") as every:
-        await provision.apply(every.connection, every.topology)
+        await create_streams(every)
     async with (
         aiqueue.connect(url=server.url, user="operator", password="p") as operator,
         aiqueue.connect(url=server.url, user="front", password="p") as front,
@@ -537,7 +536,7 @@ async def test_the_documented_permissions_of_batches_suffice(
         aiqueue.connect(url=server.url, user="maker", password="p") as making,
         aiqueue.connect(url=server.url, user="worker", password="p") as serving,
     ):
-        await provision.apply(every.connection, every.topology)
+        await create_streams(every)
         config = write_config(tmp_path, standin.url)
         batch = await create(making, [chat_line(1), chat_line(2, model="none")])
         batches = Batches(making)
@@ -580,7 +579,7 @@ async def test_the_documented_permissions_of_retrieval_suffice(
         f"{user('worker', *documented('a worker', 'if it serves [documents]'))} ] }}"
     )
     async with aiqueue.connect(url=server.url, user="all", password="p") as every:
-        await provision.apply(every.connection, every.topology)
+        await create_streams(every)
     (tmp_path / "rag.toml").write_text('[store]\npath = "store"\n[parsing]\nprocesses = 1\n')
     async with (
         aiqueue.connect(url=server.url, user="worker", password="p") as serving,
@@ -608,7 +607,7 @@ async def test_a_missing_permission_of_limits_is_named(own_server: OwnServer, tm
     }[verb]
     server = own_server(users([denied]))
     async with aiqueue.connect(url=server.url, user="all", password="p", streams=tmp_path) as every:
-        await provision.apply(every.connection, every.topology)
+        await create_streams(every)
     async with aiqueue.connect(url=server.url, user="less", password="p", streams=tmp_path) as less:
         calls = {
             "set_limit": lambda: less.set_limit("llm.calls", "m", requests=1),
@@ -649,7 +648,7 @@ async def test_the_documented_permissions_suffice_for_the_lanes_of_limited_keys(
         aiqueue.connect(user="less", **options) as less,
         aiqueue.connect(user="worker", **options) as client,
     ):
-        await provision.apply(every.connection, every.topology)
+        await create_streams(every)
         async with worker.running(client):
             token = await less.key_lanes.find_token(less.topology.family(keyed.FAMILY), "acme", "m")
             assert bool(token) == may_look

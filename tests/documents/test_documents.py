@@ -33,8 +33,9 @@ from aiqueue.job import JobSpec
 from aiqueue.payload.document_ref import Document, find_documents, may_contain_documents
 from aiqueue.topology import provision
 
-from ..support import Account, Eventually, NatsProcess
+from ..support import Account, Eventually, NatsProcess, create_streams
 
+pytestmark = pytest.mark.families("agent.tasks")
 OwnServer = Callable[..., NatsProcess]
 STREAM = "OBJ_AI_DOCUMENTS"
 BUCKET = "AI_DOCUMENTS"
@@ -149,7 +150,7 @@ async def test_stock_clients_read_what_is_put_and_the_library_reads_what_they_pu
 async def test_a_small_max_payload_only_makes_smaller_chunks(own_server: OwnServer) -> None:
     server = own_server("max_payload: 4000")
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         data = noise(50_000)
         document = await client.documents.put(data, tenant="acme")
         assert await client.documents.open(document).read() == data
@@ -273,7 +274,7 @@ async def test_reading_goes_on_after_the_server_was_killed(own_server: OwnServer
     server = own_server()
     data = noise(40 * CHUNK_BYTES)
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         document = await client.documents.put(data, tenant="acme")
         got = hashlib.sha256()
         count = 0
@@ -325,7 +326,7 @@ async def test_a_small_body_costs_no_document(client: Client) -> None:
 async def test_the_threshold_is_a_setting_and_0_means_never(account: Account) -> None:
     where: dict[str, Any] = {"url": account.url, "user": account.user, "password": account.password}
     async with aiqueue.connect(**where, claim_check="1KiB") as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         await client.enqueue(Text(text="x" * 2_000), tenant="acme")
         assert len(await documents(client)) == 1
     async with aiqueue.connect(**where, claim_check=0) as client:
@@ -893,7 +894,7 @@ def test_a_dead_letters_large_body_is_shown(account: Account, monkeypatch: Any) 
 
     async def die() -> None:
         async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-            await provision.apply(client.connection, client.topology)
+            await create_streams(client)
             handle = await client.enqueue(Text(text=LARGE + "the end"), tenant="acme")
             async with worker_of(fail).running(client):
                 with pytest.raises(JobFailed):
@@ -989,7 +990,7 @@ async def test_a_job_whose_body_cannot_be_asked_for_now_comes_back(client: Clien
         while session.done < 2:
             await asyncio.sleep(0.01)
     assert [each async for each in client.dead.find(Filter())] == []
-    await provision.apply(client.connection, client.topology)
+    await create_streams(client)
     await client.documents.put(codec.encode(text), tenant="acme")
     async with worker.running(client):
         assert (await handle.result(30))[0] == len(LARGE)

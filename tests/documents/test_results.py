@@ -26,7 +26,6 @@ from aiqueue.documents.collector import Collected, Collector
 from aiqueue.documents.holds import RESULT
 from aiqueue.job.children import ChildOutcome, GatheredChild, value_of_outcome
 from aiqueue.processes import protocol
-from aiqueue.topology import provision
 from aiqueue.worker import results
 
 from ..connection.test_permissions import two, users
@@ -260,7 +259,7 @@ async def test_who_may_only_wait_for_results_reads_a_large_one(own_server: Calla
     own = json.dumps({"user": "reads", "password": "p", "permissions": rights})
     server = own_server(f"authorization {{ users: [ {{ user: all, password: p }}, {own} ] }}")
     async with aiqueue.connect(server.url, user="all", password="p") as every:
-        await provision.apply(every.connection, every.topology)
+        await create_streams(every)
         async with worker_of().running(every), aiqueue.connect(server.url, user="reads", password="p") as reads:
             handle = await reads.enqueue(Make(size=MB), tenant="acme")
             assert await handle.result(30) == made(MB)
@@ -313,7 +312,7 @@ async def test_a_large_result_is_in_memory_a_few_times_and_not_once_for_each_chu
 def test_the_client_without_asyncio_reads_a_large_result(account: Account) -> None:
     async def serve(ready: threading.Event, over: asyncio.Event) -> None:
         async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-            await provision.apply(client.connection, client.topology)
+            await create_streams(client)
             async with worker_of().running(client):
                 ready.set()
                 await over.wait()

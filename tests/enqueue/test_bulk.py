@@ -32,7 +32,6 @@ from aiqueue.errors import (
     UnknownFamily,
 )
 from aiqueue.job import JobSpec, Message, untyped
-from aiqueue.topology import provision
 
 from ..support import Account, Eventually, NatsProcess, create_streams
 from .test_producer import Small, Task, where
@@ -324,7 +323,7 @@ async def test_a_tenant_that_is_not_permitted_is_denied_and_others_are_stored(
 ) -> None:
     at = acme_only(own_server, streams)
     async with aiqueue.connect(**at, user="root", password="r") as root:
-        await provision.apply(root.connection, root.topology)
+        await create_streams(root)
         async with aiqueue.connect(**at, user="u", password="p") as client:
             items = [JobSpec(Task(), tenant=("acme", "globex")[n % 2]) for n in range(20)]
             results = await outcomes(client, items)
@@ -475,7 +474,7 @@ async def test_over_a_server_restart_each_item_is_stored_once_and_told_once(
 ) -> None:
     server = own_server()
     async with aiqueue.connect(**where(server, streams)) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         results: list[aiqueue.Handle | AIQueueError] = []
 
         async def run() -> None:
@@ -501,7 +500,7 @@ async def test_without_a_server_each_item_ends_at_its_timeout_and_says_whether_i
 ) -> None:
     server = own_server()
     async with aiqueue.connect(**where(server, streams)) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         server.pause()
         work = outcomes(client, [Task() for _ in range(30)], timeout=0.5, window=10)
         assert all(isinstance(each, Unavailable) and each.maybe_stored for each in await work)

@@ -13,6 +13,7 @@ from aiqueue.enqueue.deadletter import DeadLetter
 
 from ..support import Eventually
 
+pytestmark = pytest.mark.families("agent.tasks")
 MAX = 1_048_576
 
 

@@ -11,6 +11,8 @@ import pytest
 import aiqueue
 from aiqueue import headers
 
+pytestmark = pytest.mark.families("agent.tasks")
+
 SEQ, AT = 17, 1_700_000_100.25
 
 

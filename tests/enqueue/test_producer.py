@@ -30,7 +30,6 @@ from aiqueue.errors import (
     UnknownFamily,
 )
 from aiqueue.job import Message, untyped
-from aiqueue.topology import provision
 
 from ..support import Account, Eventually, NatsProcess, create_streams
 
@@ -251,7 +250,7 @@ async def test_what_is_enqueued_over_a_server_restart_is_stored_once(
 ) -> None:
     server = own_server()
     async with aiqueue.connect(**where(server, streams)) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         handles: list[aiqueue.Handle] = []
 
         async def enqueue(n: int) -> None:
@@ -293,7 +292,7 @@ async def test_a_large_body_is_enqueued_over_a_server_restart(
     """The server dies at the first `call` of the enqueue."""
     server = own_server()
     async with aiqueue.connect(**where(server, streams)) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         original, connection = getattr(client.connection, call), client.connection
 
         async def killing(*args: Any, **options: Any) -> Any:
@@ -319,7 +318,7 @@ async def test_a_large_body_whose_job_was_not_published_is_not_maybe_stored(
 ) -> None:
     server = own_server()
     async with aiqueue.connect(**where(server, streams)) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         server.pause()
         started_at = time.monotonic()
         with pytest.raises(Unavailable, match="documents cannot be stored") as caught:

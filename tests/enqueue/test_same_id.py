@@ -12,7 +12,8 @@ import pytest
 
 import aiqueue
 from aiqueue.errors import JobFailed
-from aiqueue.topology import provision
+
+from ..support import create_streams
 
 
 class Request(aiqueue.Message, kind="agent.task"):
@@ -23,7 +24,7 @@ class Request(aiqueue.Message, kind="agent.task"):
 @pytest.fixture
 async def client(account: Any) -> AsyncIterator[aiqueue.Client]:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         config = (await client.connection.api("STREAM.INFO.AI_AGENT_TASKS"))["config"]
         await client.connection.api("STREAM.UPDATE.AI_AGENT_TASKS", {**config, "duplicate_window": 100_000_000})
         yield client
@@ -118,7 +119,7 @@ async def test_a_recreated_stream_does_not_give_the_old_result(client: aiqueue.C
         handle = await client.enqueue(Request(prompt="old", task_id="r"), tenant="acme")
         assert await handle.result(25) == "old"
     await client.connection.api("STREAM.DELETE.AI_AGENT_TASKS")
-    await provision.apply(client.connection, client.topology)
+    await create_streams(client)
     handle = await client.enqueue(Request(prompt="new", task_id="r"), tenant="acme")
     with pytest.raises(aiqueue.errors.ResultTimeout):
         await handle.result(0.3)

@@ -22,7 +22,7 @@ from aiqueue.limits import Limiter
 from aiqueue.topology import files, provision
 
 from ..limits.provider import FAMILY, NAME
-from ..support import Account, eventually
+from ..support import Account, create_streams, eventually
 
 RULES = """
 [[limit]]
@@ -56,7 +56,7 @@ def streams(tmp_path: Path) -> Path:
 @pytest.fixture
 async def client(account: Account, streams: Path) -> AsyncIterator[aiqueue.Client]:
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

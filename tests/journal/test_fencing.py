@@ -408,7 +408,7 @@ async def test_the_first_attempt_after_a_servers_restart_does_not_make_the_next_
     server = own_server()
     (tmp_path / "test_fences.toml").write_text(textwrap.dedent(FILE))
     async with aiqueue.connect(server.url, user=server.user, password=server.password, streams=tmp_path) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         handle = await client.enqueue(Fence(), tenant="acme")
         await leave_unfinished(client)
         server.kill()

@@ -10,10 +10,10 @@ import pytest
 import aiqueue
 from aiqueue.errors import JobGone, ResultDisabled
 from aiqueue.journal import outcome_watch
-from aiqueue.topology import provision
 
-from ..support import Eventually, NatsProcess
+from ..support import Eventually, NatsProcess, create_streams
 
+pytestmark = pytest.mark.families("agent.tasks")
 STREAM = "AI_AGENT_TASKS"
 
 
@@ -191,7 +191,7 @@ async def test_a_job_without_a_result_ends_as_before_where_the_server_has_a_doma
 ) -> None:
     server = own_server(storage="domain: hub")
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         hold = asyncio.Event()
         async with silent(hold=hold).running(client):
             handle = await client.enqueue(Ping(), tenant="acme")

@@ -33,12 +33,11 @@ from aiqueue.journal import (
 )
 from aiqueue.journal.entries import CHUNK, LIVE, _chunks_from_live, entry_from_live, is_live_chunk
 from aiqueue.journal.follower import LIVE_MAX, StreamItem, _Follower, follow
-from aiqueue.topology import provision
 from aiqueue.worker import overflow
 
 from ..enqueue.test_full import BODY, DISK, Parcel
 from ..enqueue.test_full import opened as full
-from ..support import Account, Eventually
+from ..support import Account, Eventually, create_streams
 from .test_journal import SUBJECT, OwnServer, entries, new_writer, opened
 
 
@@ -558,7 +557,7 @@ def teller(**options: Any) -> aiqueue.Worker:
 @contextlib.asynccontextmanager
 async def queue(account: Account) -> AsyncIterator[aiqueue.Client]:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 
@@ -629,7 +628,7 @@ async def test_a_family_says_how_long_its_entries_are_kept(account: Account, tmp
     """)
     where = {"user": account.user, "password": account.password, "streams": tmp_path}
     async with aiqueue.connect(account.url, **where) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         worker = aiqueue.Worker()
 
         @worker.handle(Brief)

@@ -14,6 +14,8 @@ from aiqueue.worker.session import Session
 
 from ..support import Eventually
 
+pytestmark = pytest.mark.families("agent.tasks")
+
 
 class Ping(aiqueue.Message, kind="ping"):
     n: int = 0

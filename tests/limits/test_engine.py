@@ -16,9 +16,8 @@ import pytest
 
 import aiqueue
 from aiqueue import subjects
-from aiqueue.topology import provision
 
-from ..support import Account, eventually
+from ..support import Account, create_streams, eventually
 from .provider import FAMILY, NAME, Provider
 
 STREAM = "LLM_CALLS"
@@ -57,7 +56,7 @@ def connected(account: Account, limits: Callable[..., Path]) -> Connected:
         async with aiqueue.connect(
             account.url, user=account.user, password=account.password, streams=limits(*tables)
         ) as client:
-            await provision.apply(client.connection, client.topology)
+            await create_streams(client)
             yield client
 
     return connect

@@ -18,11 +18,10 @@ from aiqueue.errors import Unavailable
 from aiqueue.lanes import key_gate
 from aiqueue.limits import CreditBatch
 from aiqueue.processes import Quarantine
-from aiqueue.topology import provision
 from aiqueue.worker import limiting
 from aiqueue.worker.opening import Opener
 
-from ..support import Account, eventually
+from ..support import Account, create_streams, eventually
 from .provider import FAMILY, NAME, Provider
 from .test_engine import Call, calling, delivered, fill, lane
 
@@ -35,7 +34,7 @@ async def connecting(
     (directory / "llm.toml").write_text(FAMILY + (f"[consumer]\n{consumer}\n" if consumer else ""))
     (directory / "limits.toml").write_text("".join(f'[[limit]]\nfamily = "{NAME}"\n{each}\n' for each in tables))
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=directory) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

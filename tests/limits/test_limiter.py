@@ -18,11 +18,12 @@ from aiqueue import subjects
 from aiqueue.connection import ServerClock
 from aiqueue.errors import AboveLimit, BadInput, ConfigMismatch, NotFound, UnknownFamily
 from aiqueue.limits import Limiter, RuleId
-from aiqueue.topology import provision
 
 from .. import forks
-from ..support import Account, Eventually, NatsProcess, Relay
+from ..support import Account, Eventually, NatsProcess, Relay, create_streams
 from .provider import NAME, Provider, call, limiters, load, rules, worst
+
+pytestmark = pytest.mark.families("agent.tasks")
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,7 @@ async def test_without_its_stream_a_limiter_does_not_open(account: Account) -> N
 async def server_with_streams(server: NatsProcess) -> AsyncIterator[Account]:
     account = server.account
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
     yield account
 
 

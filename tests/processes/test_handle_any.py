@@ -15,6 +15,7 @@ from ..support import eventually
 from ..suspects import Act, act_on_any, act_on_any_sync
 from .test_quarantine import dead, lose, plain
 
+pytestmark = pytest.mark.families("agent.tasks")
 FAMILY = "agent.tasks"
 BARE = "ai.agent.tasks.acme"
 ONCE = aiqueue.Backoff(attempts=1)

@@ -20,6 +20,7 @@ from . import starters
 from .starters import STARTED_KINDS, Start
 from .test_started import LEFT_SESSION
 
+pytestmark = pytest.mark.families("agent.tasks")
 ONCE = aiqueue.Backoff(attempts=1)
 
 

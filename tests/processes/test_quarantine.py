@@ -31,6 +31,7 @@ from .. import support, suspects
 from ..suspects import Act, act, act_sync
 from ..worker.test_kill import WorkerPool
 
+pytestmark = pytest.mark.families("agent.tasks")
 FAST = aiqueue.Backoff(attempts=3, first=0.02, cap=0.05)
 
 STREAM = """

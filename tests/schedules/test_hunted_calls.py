@@ -16,6 +16,8 @@ from aiqueue.schedules import ScheduleDocument, Tick
 from ..support import Account, eventually
 from .chain import Task, schedules_of, spec, ticking
 
+pytestmark = pytest.mark.families("agent.tasks")
+
 
 async def test_what_no_room_is_left_for_is_refused_and_the_other_schedules_fire_on(
     client: aiqueue.Client, account: Account

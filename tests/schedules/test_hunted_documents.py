@@ -26,6 +26,7 @@ from aiqueue.schedules.reconciler import Reconciler
 from ..support import Account, eventually
 from .chain import jobs, schedules_of, spec, ticking
 
+pytestmark = pytest.mark.families("agent.tasks")
 GOOD = codec.decode(ScheduleDocument.of_spec(spec("report", Every("1s")), 1e9).encode(), codec.CBOR)
 LAST = {"tick_ms": 1, "job_id": "a", "family": "agent.tasks", "seq": 1, "at": 0.0}
 WRONG: list[dict[str, Any]] = [

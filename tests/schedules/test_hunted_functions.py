@@ -18,6 +18,8 @@ from aiqueue.schedules import jobs as jobs_module
 from ..support import Account, eventually
 from .chain import Task, jobs, schedules_of, spec, ticking
 
+pytestmark = pytest.mark.families("agent.tasks")
+
 
 class Odd(Exception):
     def __str__(self) -> str:

@@ -17,6 +17,8 @@ from aiqueue.schedules.jobs import TickJobs
 from ..support import Account, eventually
 from .chain import FAMILY, Task, hourly, jobs, make_late, schedules_of, spec, ticking
 
+pytestmark = pytest.mark.families("agent.tasks")
+
 
 async def forget_ids_soon(client: aiqueue.Client) -> None:
     """As a stream does after 10 minutes."""

@@ -22,6 +22,8 @@ from ..connection.test_permissions import documented, two, user
 from ..support import Account, eventually
 from .chain import Task, jobs, make_late, schedules_of, spec, ticking
 
+pytestmark = pytest.mark.families("agent.tasks")
+
 
 async def test_a_schedule_is_stored_with_its_first_tick_parked(client: aiqueue.Client) -> None:
     schedules = schedules_of(client)

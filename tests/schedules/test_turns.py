@@ -15,6 +15,8 @@ from aiqueue.schedules.attendance import BREAK_S, NOTE_S, Attendance
 from ..support import Account, eventually
 from .chain import Task, jobs, schedules_of, spec, ticking
 
+pytestmark = pytest.mark.families("agent.tasks")
+
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

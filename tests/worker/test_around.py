@@ -18,6 +18,7 @@ from . import arounding
 from .arounding import Do
 from .plain_jobs import ONCE, letters
 
+pytestmark = pytest.mark.families("agent.tasks")
 SOON = aiqueue.Backoff(attempts=2, first=0.02, jitter=0)
 WAYS = pytest.mark.parametrize(
     ("handler", "process"),

@@ -25,6 +25,7 @@ from ..processes.test_quarantine import lose
 from ..support import Account, eventually
 from .settling import WRONG, Use, use, use_sync
 
+pytestmark = pytest.mark.families("agent.tasks")
 ONCE = aiqueue.Backoff(attempts=1)
 PLACES = [
     pytest.param(use, False, id="on the loop"),

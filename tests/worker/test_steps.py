@@ -22,6 +22,7 @@ from ..support import eventually
 from . import stepping
 from .stepping import FAST, STREAM, Point, Walk, checkpoints, note, noted
 
+pytestmark = pytest.mark.families("agent.tasks")
 RESULT = [[{"n": 0}, {"n": 1}, {"n": 2}], []]
 
 

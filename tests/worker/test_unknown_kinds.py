@@ -23,6 +23,8 @@ from aiqueue.worker.unknown_kinds import Hops, hop_of
 from .. import keyed
 from ..support import eventually
 
+pytestmark = pytest.mark.families("agent.tasks")
+
 
 class Known(aiqueue.Message, kind="known"):
     n: int = 0

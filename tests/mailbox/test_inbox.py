@@ -24,6 +24,7 @@ from aiqueue.mailbox.presence import Presence
 
 from ..support import eventually
 
+pytestmark = pytest.mark.families("agent.tasks", "agent.message")
 STREAM = "AI_AGENT_MESSAGE"
 BAD_TOKENS = ["a.b", "*", ">", "a b", "", "ä", "acme.bob", "x" * 65, "a\r\nb", "other.*", None]
 

@@ -12,12 +12,12 @@ import pytest
 import aiqueue
 from aiqueue.errors import BadInput, ChildFailed, JobFailed
 from aiqueue.inspect import stats
-from aiqueue.topology import provision
 
-from ..support import eventually
+from ..support import create_streams, eventually
 from . import parenting
 from .parenting import FAST, Book, Leaf, Page, noted
 
+pytestmark = pytest.mark.families("agent.tasks", "agent.message", "rag.ingest")
 STREAM = "AI_CHECKPOINTS"
 PAGES = [{"n": 0}, {"n": 1}, {"n": 2}]
 
@@ -103,7 +103,7 @@ async def test_a_new_run_of_an_id_has_children_of_its_own(client: aiqueue.Client
             await (await client.enqueue(Book(log=""), tenant="acme", unique="b")).result(timeout=20)
             await nothing_kept(client)
             await client.connection.api("STREAM.DELETE.AI_AGENT_TASKS")  # it forgets the id
-            await provision.apply(client.connection, client.topology)
+            await create_streams(client)
             await asyncio.sleep(1)  # a run is told apart by its second, where a stream counts from 1 again
     assert len(set(made)) == 2
 

@@ -24,6 +24,7 @@ from . import parenting
 from .parenting import FAST, Book, Leaf, Page, note, noted
 from .test_children import nothing_kept, worker_of
 
+pytestmark = pytest.mark.families("agent.tasks", "agent.message", "rag.ingest")
 WORK = ("AI_AGENT_TASKS", "AI_RAG_INGEST", "AI_PARKED")
 
 

@@ -656,7 +656,7 @@ async def test_an_agent_whose_drain_is_cancelled_cancels_its_handlers_and_releas
 async def test_mail_that_is_held_survives_a_restart_of_the_server(own_server: Callable[..., NatsProcess]) -> None:
     server = own_server()
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         seen: list[int] = []
         agent = aiqueue.Agent("bob", tenant="acme", concurrency=2)
 

@@ -16,14 +16,13 @@ from aiqueue.connection import frames as seam
 from aiqueue.enqueue.deadletter import history_of
 from aiqueue.errors import TooLarge
 from aiqueue.inspect import lookup
-from aiqueue.topology import provision
 from aiqueue.units import Backoff
 from benchmarks.fuzzing import live
 from benchmarks.fuzzing.frames import Frame, frames
 from benchmarks.fuzzing.readers import Fuzz, NoProgress, family, read_many
 from benchmarks.fuzzing.wire import Publisher
 
-from ..support import Account, Eventually
+from ..support import Account, Eventually, create_streams
 
 
 def test_a_seed_makes_the_same_frames_wherever_one_begins() -> None:
@@ -136,7 +135,7 @@ async def test_a_stored_job_or_entry_with_a_status_of_its_own_is_not_taken_for_t
         aiqueue.connect(account.url, user=account.user, password=account.password) as client,
         Publisher(account) as publisher,
     ):
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         for number, first in enumerate(("NATS/1.0 404 No Messages", "NATS/1.0 503", "NATS/1.0 100 Idle Heartbeat")):
             body = json.dumps({"number": number}).encode()
             await publisher.send("ai.agent.tasks.t0", Frame(block("Aiq-Kind: fuzz", first=first), body))
@@ -154,7 +153,7 @@ async def test_readers_pass_over_dead_letters_and_journals_that_strangers_wrote(
         aiqueue.connect(account.url, user=account.user, password=account.password) as client,
         Publisher(account) as publisher,
     ):
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         job = await client.enqueue(Fuzz(number=1), tenant="t0", unique="j")
         for line in ("Aiq-Rest: x", "Aiq-Rest: 9999", "Aiq-Enqueued: nan", "Aiq-History: [[[", "Aiq-Subject: >"):
             await publisher.send("ai.dead.agent.tasks.t0.other", Frame(block(line), b"body"))
@@ -199,7 +198,7 @@ async def test_a_job_goes_on_after_an_entry_that_a_stranger_wrote(
         aiqueue.connect(account.url, user=account.user, password=account.password) as client,
         Publisher(account) as publisher,
     ):
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         handle = await client.enqueue(Fuzz(number=1), tenant="t0", unique="j")
 
         async def told() -> bool:
@@ -224,7 +223,7 @@ async def test_a_job_that_names_no_parking_is_run_all_the_same(account: Account,
         aiqueue.connect(account.url, user=account.user, password=account.password) as client,
         Publisher(account) as publisher,
     ):
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         frame = Frame(block("Aiq-Kind: fuzz", f"Aiq-Parked: {word}"), b'{"number": 5}')
         await publisher.send("ai.agent.tasks.t0", frame)
         await publisher.send("ai.parked.due.agent.tasks.t0.normal.d.w", frame)

@@ -24,10 +24,10 @@ from aiqueue import headers, subjects
 from aiqueue.connection import ServerClock
 from aiqueue.connection.clock import FRESH_S, KEEP_S, RETRY_S, SYNCHRONISED_S
 from aiqueue.errors import JobFailed, Unavailable
-from aiqueue.topology import provision
 
-from ..support import Account, NatsProcess, eventually
+from ..support import Account, NatsProcess, create_streams, eventually
 
+pytestmark = pytest.mark.families("agent.tasks")
 HOUR_S = 3_600
 INSTALLED = sorted(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")))  # Debian's package libfaketime
 LIBFAKETIME = os.environ.get("LIBFAKETIME") or next(iter(INSTALLED), "")
@@ -319,7 +319,7 @@ async def test_a_user_who_may_not_ask_for_the_time_keeps_the_local_clock_and_not
         '{ publish: { deny: ["$JS.API.STREAM.INFO.>"] } }} ] }'
     )
     async with aiqueue.connect(server.url, user="root", password="r") as root:
-        await provision.apply(root.connection, root.topology)
+        await create_streams(root)
     async with aiqueue.connect(server.url, user="u", password="p") as client:
         before = time.time()
         handle = await client.enqueue(Task(), tenant="acme", delay=60, deadline=90)

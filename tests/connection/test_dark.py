@@ -17,9 +17,8 @@ import aiqueue
 from aiqueue.errors import Unavailable
 from aiqueue.server import supervisor
 from aiqueue.server.embedded import find_binary
-from aiqueue.topology import provision
 
-from ..support import wait_until
+from ..support import create_streams, wait_until
 
 TOOL = shutil.which("ip")
 NETWORK = f"198.18.{os.getpid() % 250}"  # RFC 2544: for tests, routed nowhere
@@ -110,7 +109,7 @@ async def test_over_a_dark_link_with_queued_writes_everything_goes_on_and_each_e
     link: Link, how: str
 ) -> None:
     async with aiqueue.connect(link.url) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         worker, ran = aiqueue.Worker(concurrency=10), []
 
         @worker.handle(Ping)

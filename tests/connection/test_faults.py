@@ -15,7 +15,7 @@ from aiqueue import headers
 from aiqueue.errors import DataLossRefused, QueueFull, Unavailable
 from aiqueue.topology import provision
 
-from ..support import Cluster, Eventually, NatsProcess
+from ..support import Cluster, Eventually, NatsProcess, create_streams
 
 STREAM, LANE = "AI_AGENT_TASKS", "acme-normal"
 
@@ -80,7 +80,7 @@ async def test_an_enqueue_over_a_fault_ends_in_exactly_one_way(
     """Acknowledged, QueueFull, or Unavailable: and the stream holds what was told, each once."""
     server = own_server()
     async with aiqueue.connect(server.url, user=server.user, password=server.password, ping_interval=0.5) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         config = (await client.connection.api(f"STREAM.INFO.{STREAM}"))["config"]
         await client.connection.api(f"STREAM.UPDATE.{STREAM}", {**config, "max_msgs_per_subject": 200})
         outcomes: dict[str, str] = {}
@@ -141,7 +141,7 @@ async def test_the_first_job_runs_soon_after_the_restart_of_a_server(
 ) -> None:
     server = own_server()
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         flow = Stream(client)
         async with flow.worker().running(client):
             producing = asyncio.create_task(flow.produce())

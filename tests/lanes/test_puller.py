@@ -7,10 +7,9 @@ import aiqueue
 from aiqueue.lanes import Delivery, LanePull, Puller
 from aiqueue.lanes.puller import prefetch
 from aiqueue.subjects import Lane
-from aiqueue.topology import provision
 from aiqueue.worker.session import Session
 
-from ..support import Account, Eventually
+from ..support import Account, Eventually, create_streams
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1e6))
@@ -32,7 +31,7 @@ async def test_credits_are_counted_off_when_grants_end_and_when_pulls_are_lost(
     account: Account, eventually: Eventually
 ) -> None:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         worker = aiqueue.Worker(concurrency=8)
 
         @worker.handle(Echo, result=False)
@@ -62,7 +61,7 @@ async def test_jobs_that_are_requested_already_are_not_requested_twice(
     account: Account, eventually: Eventually
 ) -> None:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         worker, release = aiqueue.Worker(concurrency=2), asyncio.Event()
 
         @worker.handle(Echo, result=False)
@@ -83,7 +82,7 @@ async def test_the_first_job_of_a_lane_that_seemed_empty_brings_those_behind_it_
     account: Account, eventually: Eventually
 ) -> None:
     async with aiqueue.connect(account.url, user=account.user, password=account.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         connection, family = client.connection, client.topology.family("agent.tasks")
         config = family.lane_config("acme", "normal")
         name, subject = config["durable_name"], config["filter_subject"]

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 import aiqueue
 from aiqueue.lanes.refusals import PAUSE_CAP_S, PullLimits
-from aiqueue.topology import provision
 
-from ..support import Account, NatsProcess, eventually
+from ..support import Account, NatsProcess, create_streams, eventually
 
 A_WHILE_S = 2.0
 
@@ -45,7 +44,7 @@ async def pulls_counted(server: Any) -> AsyncIterator[list[float]]:
 @contextlib.asynccontextmanager
 async def opened(server: Any) -> AsyncIterator[aiqueue.Client]:
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         yield client
 
 

@@ -12,12 +12,13 @@ import pytest
 
 import aiqueue
 from aiqueue.errors import JobFailed
-from aiqueue.topology import provision
 
+from ..support import create_streams
 from ..worker.test_kill import WorkerPool
 from . import isolated
 from .isolated import Do
 
+pytestmark = pytest.mark.families("agent.tasks")
 ONCE = aiqueue.Backoff(attempts=1)
 
 FORKING = """
@@ -137,7 +138,7 @@ async def test_a_worker_goes_on_when_its_handler_terminates_a_process_that_it_fo
         async with aiqueue.connect(
             account.url, user=account.user, password=account.password, streams=pool.directory / "streams"
         ) as client:
-            await provision.apply(client.connection, client.topology)
+            await create_streams(client)
             worker = pool.start()
             for n in range(3):
                 handle = await client.enqueue(Fork(n=n), tenant="acme")

@@ -17,6 +17,7 @@ from ..support import Account, create_streams, eventually
 from .chain import Task, jobs, make_late, schedules_of, spec, ticking
 from .test_policies import Small
 
+pytestmark = pytest.mark.families("agent.tasks")
 MINE = {"body": None, "owner": "billing", "misfire": "all", "bound": 400}
 
 

@@ -20,11 +20,12 @@ import aiqueue
 from aiqueue import Calendar, Cron, Every, Once
 from aiqueue.errors import BadInput, InvalidToken, NotFound, UnknownFamily
 from aiqueue.schedules import Declared, DeclaredSets, Declarer, declarations, declarer
-from aiqueue.topology import provision
 
 from ..connection.test_permissions import two, users
-from ..support import Account, eventually
+from ..support import Account, create_streams, eventually
 from .chain import Task, make_late, schedules_of, spec
+
+pytestmark = pytest.mark.families("agent.tasks")
 
 if TYPE_CHECKING:
     from aiqueue.schedules import Tick
@@ -275,7 +276,7 @@ async def test_a_server_without_the_streams_gets_jobs_done_and_the_worker_says_w
         assert said[0].endswith(
             "declares are not stored: there is no stream KV_AI_SCHEDULES: run `aiqueue apply` first"
         )
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
 
         async def stored() -> None:
             assert await interval_of(client) == Every("1h").describe()

@@ -18,6 +18,8 @@ from aiqueue.schedules.firing import COUNT_MAX, Decision, decide
 from ..support import Account, create_streams, eventually
 from .chain import FAMILY, jobs, make_late, schedules_of, spec, ticking
 
+pytestmark = pytest.mark.families("agent.tasks")
+
 
 def due(first: float = 1000.0, **changes: Any) -> ScheduleDocument:
     """A schedule that ticks each second, whose next tick is at `first`."""

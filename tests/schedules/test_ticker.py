@@ -20,11 +20,12 @@ from aiqueue.errors import NotFound, Unavailable
 from aiqueue.schedules import Every, Once, ScheduleDocument, Tick, tick_job_id
 from aiqueue.schedules.jobs import TickJobs
 from aiqueue.schedules.ticker import ACK_WAIT_S
-from aiqueue.topology import provision
 
 from ..connection.test_permissions import two, users
-from ..support import Account, eventually
+from ..support import Account, create_streams, eventually
 from .chain import BODY, FAMILY, Task, hourly, jobs, make_late, schedules_of, spec, ticking
+
+pytestmark = pytest.mark.families("agent.tasks")
 
 
 async def test_of_several_workers_one_enqueues_each_tick(client: aiqueue.Client, account: Account) -> None:
@@ -290,7 +291,7 @@ async def test_the_jobs_since_a_long_outage_are_read_through_once_for_all_missed
 async def test_the_chain_goes_on_after_the_server_was_killed(own_server: Any) -> None:
     server = own_server()
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         schedules = schedules_of(client)
         start = round(time.time(), 3)
         await schedules.add(spec("report", Every("1s", starting=start)))

@@ -19,11 +19,10 @@ from aiqueue.errors import AIQueueError
 from aiqueue.journal import RETRY
 from aiqueue.journal.entries import CHUNK, RESULT, entry_headers
 from aiqueue.lanes import Delivery
-from aiqueue.topology import provision
 from aiqueue.worker import session, unknown_kinds
 from aiqueue.worker.opening import OpenedJob, Opener
 
-from ..support import Server, eventually
+from ..support import Server, create_streams, eventually
 from .acting import FAMILIES, Acting
 from .fuzzed_deliveries import TENANT, Fuzzed
 
@@ -296,7 +295,7 @@ async def run_both(server: Server, streams: Path, batch: Sequence[Fuzzed]) -> tu
         async with aiqueue.connect(
             account.url, user=account.user, password=account.password, streams=streams
         ) as client:
-            await provision.apply(client.connection, client.topology)
+            await create_streams(client)
             run = Run(client, batch)
             with pytest.MonkeyPatch.context() as patch:
                 await run.run(patch)

@@ -15,12 +15,12 @@ from aiqueue import headers
 from aiqueue.cli.app import app
 from aiqueue.inspect import Subject, describe_waiting, examine, read_waiting_kinds
 from aiqueue.lanes import WorkerRecords
-from aiqueue.topology import provision
 from aiqueue.worker import announcer, unknown_kinds
 from aiqueue.worker.unknown_kinds import UnknownKinds
 
-from ..support import NatsProcess, eventually
+from ..support import NatsProcess, create_streams, eventually
 
+pytestmark = pytest.mark.families("agent.tasks")
 STREAM = "KV_AI_PRESENCE"
 
 
@@ -242,7 +242,7 @@ async def test_a_worker_runs_without_the_permission_to_announce_itself(own_serve
         aiqueue.connect(url=server.url, user="all", password="p") as every,
         aiqueue.connect(url=server.url, user="less", password="p") as less,
     ):
-        await provision.apply(every.connection, every.topology)
+        await create_streams(every)
         async with worker_of(Known, ran).running(less):
             await every.enqueue(Known(n=7), tenant="acme")
             await eventually(lambda: ran == [7])

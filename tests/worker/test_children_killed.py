@@ -12,8 +12,8 @@ from typing import Any, Self
 import pytest
 
 import aiqueue
-from aiqueue.topology import provision
 
+from ..support import create_streams
 from .test_kill import WorkerPool
 
 CONCURRENCY, WORKERS = 4, 2
@@ -137,7 +137,7 @@ async def drained(client: aiqueue.Client, within: float) -> None:
 
 async def run_parents(pool: WorkerPool, account: Any, parents: int, width: int, within: float) -> None:
     async with connect(pool, account) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         handles: list[aiqueue.Handle] = []
         async with Killer(pool) as killer:
             async for each in client.enqueue_many([Sleep(n=n, width=width) for n in range(parents)], tenant="acme"):
@@ -167,7 +167,7 @@ async def test_a_thousand_parents_of_20_children_each_get_all_results_and_no_chi
 @pytest.mark.timeout(300)
 async def test_three_levels_of_jobs_get_all_results(pool: WorkerPool, account: Any) -> None:
     async with connect(pool, account) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         async with Killer(pool):
             handles = [await client.enqueue(Sleep(n=n, levels=3, width=5), tenant="acme") for n in range(4)]
             results = await asyncio.gather(*(each.result(timeout=250) for each in handles))
@@ -178,7 +178,7 @@ async def test_three_levels_of_jobs_get_all_results(pool: WorkerPool, account: A
 @pytest.mark.timeout(300)
 async def test_a_failed_child_wakes_its_parent_while_workers_are_killed(pool: WorkerPool, account: Any) -> None:
     async with connect(pool, account) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         async with Killer(pool):
             handles = [await client.enqueue(Sleep(n=n, width=5, fails=n * 5 + 3), tenant="acme") for n in range(20)]
             outcomes = await asyncio.gather(*(each.result(timeout=250) for each in handles), return_exceptions=True)
@@ -189,7 +189,7 @@ async def test_a_failed_child_wakes_its_parent_while_workers_are_killed(pool: Wo
 @pytest.mark.timeout(400)
 async def test_a_cancelled_tree_ends_cancelled_or_done_and_never_both(pool: WorkerPool, account: Any) -> None:
     async with connect(pool, account) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         async with Killer(pool):
             handles = [await client.enqueue(Sleep(n=n, levels=3, width=4, ms=200), tenant="acme") for n in range(5)]
             for handle in handles:

@@ -16,6 +16,8 @@ from . import parenting
 from .parenting import FAST, Book, Index, Leaf, Section, Table
 from .test_children_ended import becomes, children_of, state_of
 
+pytestmark = pytest.mark.families("agent.tasks", "agent.message", "rag.ingest")
+
 
 def worker_of(index: Callable[..., Any] = parenting.index, **options: Any) -> aiqueue.Worker:
     worker = aiqueue.Worker(concurrency=2)

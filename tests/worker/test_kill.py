@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.topology import provision
 
 from .. import forks
-from ..support import wait_until, whole_lines
+from ..support import create_streams, wait_until, whole_lines
 
 STREAM = """
     [family]
@@ -125,7 +124,7 @@ async def test_workers_killed_repeatedly_lose_no_job_and_repeat_only_what_was_in
 ) -> None:
     streams = pool.directory / "streams"
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         for n in range(2_300):
             await client.enqueue(Sleep(n=n), tenant=f"t{n % 3}")
         pool.start()

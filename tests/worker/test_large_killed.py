@@ -10,9 +10,8 @@ import pytest
 
 import aiqueue
 from aiqueue.documents import Collector
-from aiqueue.topology import provision
 
-from ..support import eventually, wait_until
+from ..support import create_streams, eventually, wait_until
 from .test_kill import WorkerPool
 
 STREAM = """
@@ -91,7 +90,7 @@ async def test_a_job_killed_between_document_and_entry_ends_once_and_doubles_not
 ) -> None:
     streams = pool.directory / "streams"
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         handle = await client.enqueue(Sleep(n=7), tenant="acme")
         first = pool.start()
         wait_until(lambda: first.poll() is not None, within=30)

@@ -17,13 +17,13 @@ from aiqueue.documents import Collector
 from aiqueue.documents.holds import STEP
 from aiqueue.errors import AccessDenied, BadInput, Corrupt, NotFound, QueueFull, Stale
 from aiqueue.inspect import stats
-from aiqueue.topology import provision
 
 from ..connection.test_permissions import two, users
-from ..support import NatsProcess, eventually
+from ..support import NatsProcess, create_streams, eventually
 from . import stepping
 from .stepping import FAST, STREAM, Large, checkpoints, noted
 
+pytestmark = pytest.mark.families("agent.tasks")
 DOCUMENTS = "OBJ_AI_DOCUMENTS"
 TEXT = "x" * 100_000
 
@@ -237,7 +237,7 @@ async def test_a_large_step_without_space_says_what_to_do_and_leaves_nothing(cli
 async def test_a_large_step_with_claim_check_off_is_refused(account: Any) -> None:
     options = {"user": account.user, "password": account.password, "claim_check": 0}
     async with aiqueue.connect(account.url, **options) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         with pytest.raises(BadInput, match=r"too large for a step while the setting claim_check is 0"):
             await checkpoints(client, [1, 1, 1], has_past=False).keep_step("large", TEXT)
 

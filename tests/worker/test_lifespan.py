@@ -16,6 +16,8 @@ from ..support import Account, create_streams
 from .heading import Seen, trace
 from .living import Ask, State, open_state, use_client
 
+pytestmark = pytest.mark.families("agent.tasks")
+
 
 def worker_with(lifespan: Any, *, process: bool) -> aiqueue.Worker[Any]:
     worker = aiqueue.Worker(lifespan=lifespan, processes=1)

@@ -12,7 +12,6 @@ import pytest
 import aiqueue
 from aiqueue.errors import BadInput
 from aiqueue.job import JobSpec, add_made_headers
-from aiqueue.topology import provision
 
 from ..support import Account, create_streams, eventually
 from .heading import TRACE, Parent, Seen, parent, parent_in_thread, resume_trace, trace
@@ -124,7 +123,7 @@ async def test_the_message_that_a_function_makes_of_a_tick_has_headers_and_one_t
         aiqueue.Once(datetime.now(UTC) + timedelta(seconds=1)), Seen(), tenant="acme", id="declared", headers=own
     )
     async with connect(account) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         async with seen.worker.running(client):
             await eventually(lambda: len(seen.get("seen", [])) == 2)
     assert sorted(map(tuple, (each.items() for each in seen["seen"]))) == [

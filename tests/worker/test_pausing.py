@@ -16,11 +16,10 @@ import pytest
 import aiqueue
 from aiqueue.enqueue import Filter
 from aiqueue.lanes import StoredPauses
-from aiqueue.topology import provision
 from aiqueue.worker.session import Session
 from aiqueue.worker.unknown_kinds import Hops
 
-from ..support import Account, NatsProcess, eventually
+from ..support import Account, NatsProcess, create_streams, eventually
 from . import pausable
 
 OwnServer = Callable[..., NatsProcess]
@@ -152,7 +151,7 @@ async def test_a_worker_that_starts_during_a_pause_starts_nothing_before_its_end
 async def test_a_pause_outlives_the_server_and_the_workers(own_server: OwnServer) -> None:
     server = own_server()
     async with aiqueue.connect(url=server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         ran: list[tuple[str, str, int]] = []
         async with pinger(ran).running(client) as session:
             await runs(client)
@@ -280,7 +279,7 @@ async def test_a_paused_tenant_of_a_family_with_shared_lanes_holds_up_no_other(
         return job.attempt
 
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=tmp_path) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         async with worker.running(client) as session:
             await client.pause("shared.jobs", tenant="acme")
             await eventually(lambda: heeds(session, "shared.jobs"))
@@ -442,7 +441,7 @@ async def test_a_job_between_two_attempts_keeps_its_count_when_its_lane_was_idle
         return job.attempt
 
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=tmp_path) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         async with worker.running(client) as session:
             handle = await client.enqueue(Brief(), tenant="acme")
             await eventually(lambda: attempts)

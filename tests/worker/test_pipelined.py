@@ -11,10 +11,11 @@ import aiqueue
 from aiqueue import headers
 from aiqueue.errors import JobFailed
 from aiqueue.journal import Writer
-from aiqueue.topology import provision
 from aiqueue.worker.pipelined import ResultPipeline
 
-from ..support import eventually
+from ..support import create_streams, eventually
+
+pytestmark = pytest.mark.families("agent.tasks")
 
 
 class Add(aiqueue.Message, kind="add"):
@@ -101,7 +102,7 @@ async def test_a_result_is_refused_when_another_attempt_has_ended_the_job(client
 async def test_a_drain_waits_for_results_under_way(own_server: Any) -> None:
     server = own_server()
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         ran: list[int] = []
         worker = worker_of(ran, drain_timeout=20)
         async with worker.running(client) as session:
@@ -124,7 +125,7 @@ async def test_a_drain_waits_for_results_under_way(own_server: Any) -> None:
 async def test_a_drain_that_runs_out_returns_the_jobs_whose_results_are_under_way(own_server: Any) -> None:
     server = own_server()
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         worker, running, go = held_worker("done", drain_timeout=0.3)
         handle = await client.enqueue(Add(), tenant="acme")
         async with worker.running(client) as session:
@@ -146,7 +147,7 @@ async def test_a_drain_that_runs_out_returns_the_jobs_whose_results_are_under_wa
 async def test_results_in_flight_when_the_connection_is_lost_are_stored_once(own_server: Any) -> None:
     server = own_server()
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         ran: list[int] = []
         handles = [await client.enqueue(Add(n=n), tenant="acme") for n in range(50)]
         async with worker_of(ran).running(client):

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 import aiqueue
-from aiqueue.topology import provision
 
-from ..support import wait_until
+from ..support import create_streams, wait_until
 from .test_kill import WorkerPool
 
 STEPS, KILLS = 300, 20
@@ -93,7 +92,7 @@ async def test_a_job_of_300_steps_killed_20_times_repeats_only_steps_under_way(p
     """From the third delivery on the job is a suspect, and runs in a child process of its trial."""
     streams = pool.directory / "streams"
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         handle = await client.enqueue(Sleep(n=STEPS), tenant="acme")
         for kill in range(KILLS):
             pool.start()
@@ -113,7 +112,7 @@ async def test_a_job_of_300_steps_killed_20_times_repeats_only_steps_under_way(p
 async def test_an_attempt_that_was_stopped_over_its_lease_keeps_nothing(pool: WorkerPool, account: Any) -> None:
     streams = pool.directory / "streams"
     async with aiqueue.connect(account.url, user=account.user, password=account.password, streams=streams) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         handle = await client.enqueue(Sleep(n=100), tenant="acme")
         stopped = pool.start()
         wait_until(lambda: len(pool.lines("start")) >= 10, within=60)

@@ -16,7 +16,6 @@ from aiqueue import attempt
 from aiqueue.attempt import DecodedJob, RawJob
 from aiqueue.enqueue import Parents
 from aiqueue.enqueue.deadletter import DeadLetter
-from aiqueue.topology import provision
 from aiqueue.worker import stranded
 from aiqueue.worker.stranded import StrandedSweeper
 
@@ -239,7 +238,7 @@ async def test_a_message_that_is_no_advisory_is_dropped(client: aiqueue.Client) 
 async def test_where_the_server_allows_small_batches_only_all_advisories_are_read(own_server: Any) -> None:
     server = own_server(storage="limits { max_request_batch: 50 }")
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         for _ in range(120):
             await client.connection.publish("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.AI_AGENT_TASKS.x", b"{")
         await eventually(lambda: _has_advisories(client, 120))

@@ -19,9 +19,8 @@ from aiqueue import headers, subjects
 from aiqueue.config import Settings
 from aiqueue.enqueue.deadletter import Filter
 from aiqueue.errors import BadInput, JobFailed, NotFound, ResultDisabled, UnknownFamily
-from aiqueue.topology import provision
 
-from ..support import eventually
+from ..support import create_streams, eventually
 
 
 class Echo(aiqueue.Message, kind="echo"):
@@ -698,7 +697,7 @@ async def test_jobs_go_on_after_the_server_was_killed_and_restarted(own_server: 
         return "ok"
 
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         async with worker.running(client):
             handles = [await client.enqueue(Echo(), tenant="acme") for _ in range(60)]
             server.kill()
@@ -979,7 +978,7 @@ async def test_a_job_of_a_recreated_stream_is_not_taken_for_the_one_that_runs(cl
     async with worker.running(client) as session:
         await entered.wait()
         await client.connection.api("STREAM.DELETE.AI_AGENT_TASKS")
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         await client.enqueue(Echo(text="new"), tenant="acme")
         async with asyncio.timeout(25):
             while "new" not in ran:
@@ -1000,7 +999,7 @@ async def test_a_drain_without_a_server_ends_in_its_time(own_server: Any) -> Non
         await asyncio.sleep(3600)
 
     async with aiqueue.connect(server.url, user=server.user, password=server.password) as client:
-        await provision.apply(client.connection, client.topology)
+        await create_streams(client)
         async with worker.running(client) as session:
             for n in range(6):
                 await client.enqueue(Echo(), tenant=f"t{n}")

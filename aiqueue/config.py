@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 
@@ -59,6 +59,8 @@ Generation = Annotated[int, pydantic.Field(ge=0, le=GENERATION_MAX)]
 FILE = "aiqueue.toml"
 NONE = "none"  # in the environment: a setting that may be left out, whatever the file says
 
+Redact = Callable[[str, str, dict[str, Any]], Any]
+_FUNCTION = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 _INBOX_PREFIX = re.compile(r"(?=.{1,200}\Z)[^\s.*>]+(?:\.[^\s.*>]+)*")
 
 
@@ -85,6 +87,12 @@ def _check_inbox_prefix(prefix: str | None) -> str | None:
             "must be tokens without spaces and wildcards, joined by dots, in at most 200 characters: _INBOX.mine"
         )
     return prefix
+
+
+def _check_redact(redact: Any) -> Any:
+    if redact is None or callable(redact) or (isinstance(redact, str) and _FUNCTION.fullmatch(redact)):
+        return redact
+    raise ValueError('must be a function, or its name such as "app.privacy:redact"')
 
 
 class SettingsOptions(TypedDict, total=False):
@@ -114,6 +122,7 @@ class SettingsOptions(TypedDict, total=False):
     generation: int | None
     directory: str | Path | None
     embedded: Literal["auto", "never"] | None
+    redact: str | Redact | None
 
 
 class Settings(pydantic.BaseModel):
@@ -177,6 +186,8 @@ class Settings(pydantic.BaseModel):
     """Whether the directory's embedded server may be used where no server address is set.
 
     ``auto``: yes, but it is not started in a container unless `directory` is set. ``never``: an address is required."""
+    redact: Annotated[str | Redact | None, pydantic.BeforeValidator(_check_redact)] = None
+    """A function of family, kind and data of a message, or its name ``MODULE:FUNCTION``. What it returns is shown."""
     _sources: dict[str, str] = pydantic.PrivateAttr(default_factory=dict)
     _file: str = pydantic.PrivateAttr(default="")
 
@@ -210,6 +221,8 @@ class Settings(pydantic.BaseModel):
                 plain[name] = value.get_secret_value()
             elif isinstance(value, tuple):
                 plain[name] = list(value)
+            elif callable(value):
+                plain[name] = None  # the hook of a process that lists jobs
             else:
                 plain[name] = str(value.absolute()) if isinstance(value, Path) else value
         return plain

@@ -18,6 +18,7 @@ from . import (
     health,
     inbox,
     inspect,
+    jobs,
     limits,
     pause,
     rag,
@@ -106,6 +107,7 @@ app.add_typer(dead.app, name="dead")
 app.add_typer(documents.app, name="documents")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(inbox.app, name="inbox")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(limits.app, name="limits")
 app.add_typer(rag.app, name="rag")
 app.add_typer(schedule.app, name="schedule")

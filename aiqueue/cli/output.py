@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from logging import Logger
 
 _notice_logger: Logger | None = None
-# "\x80-\x9f" are control characters too; the ranges after it change the direction of text
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# "\x80-\x9f" are control characters too; what follows changes the direction of text, or ends a line
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _STYLES = {"red": "31", "green": "32", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
 _VALUE_WIDTH_MIN = 20  # of a field's value that is wrapped
 _INDENT_MAX = 12  # of a second line below a row
@@ -127,9 +127,11 @@ def _drop_unwritten() -> None:
 def print_json(value: Any, *, lines: bool = False) -> None:
     """Print `value` as indented JSON, or on one line if `lines`.
 
-    Bytes become base64. NaN and infinity, which JSON does not have, become null.
+    Bytes become base64. NaN and infinity, which JSON does not have, become null. Control characters are escaped as JSON
+    does it, also those that JSON would allow.
     """
-    print_line(_to_json(value, indent=None if lines else 2, inf_nan_mode="null"))
+    text = _to_json(value, indent=None if lines else 2, inf_nan_mode="null")
+    print_line(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def format_json(value: Any, *, short: bool = False) -> str:

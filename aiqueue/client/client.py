@@ -44,6 +44,7 @@ from .fork import NOT_OPEN_AFTER_FORK, close_in_forks
 from .handle import Handle
 from .limiting import load_declared
 from .looking import LookCalls
+from .operating import OperatorCalls
 from .options import ManyOptions
 from .storing import Storing
 from .timeouts import TimeoutReasons
@@ -53,7 +54,7 @@ log = logging.getLogger(__name__)
 NOT_OPEN = "the client is not open: use `async with aiqueue.connect() as client:`"
 
 
-class Client(LookCalls):
+class Client(LookCalls, OperatorCalls):
     """A connection to the queue. Create it with `connect`, and use it as an async context manager."""
 
     def __init__(self, settings: Settings, headers: MakeHeaders | None = None) -> None:

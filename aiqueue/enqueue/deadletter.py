@@ -157,7 +157,7 @@ class DeadLetters:
             self._topology.family(wanted.family)
         now = self._connection.clock.now()
         async for stored in self._connection.read(self._stream, wanted.subject()):
-            letter = await self._complete(stored)
+            letter = await self.complete(stored)
             if letter is not None and wanted.matches(letter, now):
                 yield letter
 
@@ -166,12 +166,12 @@ class DeadLetters:
         if type(seq) is not int or seq < 1:
             raise BadInput(f"the number of a dead letter is a whole number from 1, not {seq!r}: see `aiqueue dead ls`")
         stored = await self._connection.get(self._stream, seq)
-        letter = await self._complete(stored) if stored else None
+        letter = await self.complete(stored) if stored else None
         if letter is None:
             raise NotFound(f"there is no dead letter {seq}: `aiqueue dead ls` lists the dead letters")
         return letter
 
-    async def _complete(self, stored: Stored) -> DeadLetter | None:
+    async def complete(self, stored: Stored) -> DeadLetter | None:
         """Return the dead letter in a message, completed by its second message if it has one.
 
         None if this message is the second one of a dead letter, or not a dead letter at all.

@@ -275,7 +275,7 @@ async def _count_lanes(connection: Connection, family: Family) -> dict[Lane, _La
         if lane is not None:
             shared = family.lanes == "shared"
             counts.setdefault(lane._replace(tenant="*") if shared else lane, _LaneCounts()).stored += stored
-    async for name, info in _list_consumers(connection, family.stream):
+    async for name, info in list_consumers(connection, family.stream):
         lane = family.lane_of(name)
         if lane is None:
             continue  # not a lane's
@@ -324,7 +324,7 @@ async def count_subjects(connection: Connection, stream: str, subject_filter: st
             return found
 
 
-async def _list_consumers(connection: Connection, stream: str) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
+async def list_consumers(connection: Connection, stream: str) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
     """Yield the names of the consumers of a stream with their information, page by page.
 
     None: a server of a cluster has not reported it in time, as happens just after another server has died.

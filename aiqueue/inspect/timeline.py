@@ -88,7 +88,7 @@ def build_timeline(
     for each in parked:
         _add_parked(events, each)
     if stored is not None and headers.PARKED in stored.headers:
-        run, _ = _run_and_enqueued_at(stored)
+        run, _ = run_and_enqueued_at(stored)
         events.append(TimelineEvent("due", stored.time, "back in its lane", run))
     if letter is not None:
         _add_dead_letter(events, letter)
@@ -96,7 +96,7 @@ def build_timeline(
     if unique:
         keyed = [(at, _with_key(event, unique)) for at, event in keyed]
     if stored is not None and delivered and not any(entry.time >= stored.time for entry in entries):
-        run, _ = _run_and_enqueued_at(stored)
+        run, _ = run_and_enqueued_at(stored)
         text = "to a worker, which has written nothing yet"
         keyed.append((delivered_at or stored.time, TimelineEvent("delivered", delivered_at, text, run)))
     return _sort_events([*keyed, *((event.at or 0.0, event) for event in events)])
@@ -278,7 +278,7 @@ def _enqueued_events(
         at = times[run] or (_time_in_id(job_id, entry, entry) if position == 0 else None)
         by_run[run] = TimelineEvent("enqueued", at, "again, under the same id" if position else "", run)
     for each in _stored_messages(stored, parked):
-        run, at = _run_and_enqueued_at(each)
+        run, at = run_and_enqueued_at(each)
         replayed = headers.number(each.headers.get(headers.REPLAY, "")) > 0
         by_run[run] = replace(by_run.get(run, TimelineEvent("enqueued", None, run=run)), at=at)
         if replayed:
@@ -307,7 +307,7 @@ def _with_key(event: TimelineEvent, unique: str) -> TimelineEvent:
     return replace(event, text=f"{event.text}: {unique}" if event.text else f"as {unique}")
 
 
-def _run_and_enqueued_at(stored: Stored) -> tuple[int, float]:
+def run_and_enqueued_at(stored: Stored) -> tuple[int, float]:
     """Return the run of a stored or parked job, and when the run was enqueued.
 
     Unlike `headers.run`: a job that was enqueued with a delay and is still parked has no run (0), and its time is in

@@ -56,6 +56,7 @@ UNKNOWN: Final = "Aiq-Unknown"  # when the kind was first unknown (milliseconds 
 UNIQUE: Final = "Aiq-Unique"  # the caller's key that the id is a hash of, see `encode_unique`
 FINGERPRINT: Final = "Aiq-Fingerprint"  # on entries of a journal: that of the body, see enqueue/fingerprints.py
 LIMIT_KEY: Final = "Aiq-Limit-Key"  # of a job in the lane of a limited key: the value, see `encode_key`
+ORIGINAL: Final = "Aiq-Original"  # of a parked copy: which job in its lane it is of, see enqueue/take_out.py
 WAITED: Final = "Aiq-Waited"  # how often the job was parked again because its lane did not take it
 DOCUMENT: Final = "Aiq-Document"  # the SHA-256 of the document that is this job's body
 DOCUMENT_SIZE: Final = "Aiq-Document-Size"

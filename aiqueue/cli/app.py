@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import (
+    audit,
     cancel,
     dead,
     doctor,
@@ -18,6 +19,7 @@ from . import (
     health,
     inbox,
     inspect,
+    job_acts,
     jobs,
     limits,
     pause,
@@ -100,6 +102,7 @@ for module in (
     inspect,
     explain,
     tail,
+    audit,
     doctor,
 ):
     module.register(app)
@@ -107,6 +110,7 @@ app.add_typer(dead.app, name="dead")
 app.add_typer(documents.app, name="documents")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(inbox.app, name="inbox")
+job_acts.register(jobs.app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(limits.app, name="limits")
 app.add_typer(rag.app, name="rag")

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import output
+from .audit import run_audited
 from .options import FAILED, Json, ServerOptions, add_command, print_error
 
 if TYPE_CHECKING:
-    from ..client import Client, Verdict
+    from ..client import AuditedAct, Client, Verdict
 
 
 def register(app: typer.Typer) -> None:
@@ -37,10 +38,12 @@ def cancel(
     Exit codes: 0 cancelled, now or before; 1 the job has already succeeded or failed, or is not found.
     """
 
-    async def cancel_job(client: Client) -> Verdict:
-        return await client.cancels.cancel_by_id(job, family=family, tenant=tenant)
+    async def cancel_job(client: Client, audited: AuditedAct) -> Verdict:
+        verdict = await client.cancels.cancel_by_id(job, family=family, tenant=tenant)
+        audited.count, audited.details["detail"] = int(verdict.cancelled), verdict.detail
+        return verdict
 
-    verdict = options.run_with_client(cancel_job, acts=True)
+    verdict = run_audited(options, "cancel", {"job": job, "family": family, "tenant": tenant}, cancel_job)
     if json:
         output.print_json({"job_id": job, "cancelled": verdict.cancelled, "detail": verdict.detail})
     elif verdict.cancelled:

@@ -12,11 +12,12 @@ import typer
 
 from ..errors import AIQueueError, BadInput, Corrupt, DecodeError, NotFound, QueueFull
 from . import output, parallel
+from .audit import run_audited
 from .options import FAILED, Json, ServerOptions, add_command, duration_option, print_error
 from .output import Column
 
 if TYPE_CHECKING:
-    from ..client import Client
+    from ..client import AuditedAct, Client
     from ..enqueue import DeadLetter, DeadLetters, Filter
 
 AT_ONCE = 16
@@ -210,11 +211,11 @@ def replay(
     """
     selection = _Selection(seqs, _filter(family, tenant, kind, job, older), everything)
 
-    async def replay_selected(client: Client) -> _Outcome:
+    async def replay_selected(client: Client, audited: AuditedAct) -> _Outcome:
         found = await selection.find(client.dead)
-        return await _apply_to_each(client.dead, found, client.dead.replay, "replaying")
+        return await _apply_to_each(client.dead, found, client.dead.replay, "replaying", audited)
 
-    _print_outcome(options.run_with_client(replay_selected, acts=True), "replayed", json)
+    _print_outcome(run_audited(options, "dead.replay", selection.describe(), replay_selected), "replayed", json)
 
 
 def purge(
@@ -245,10 +246,11 @@ def purge(
         output.print_line("nothing was deleted", err=True)
         raise typer.Exit(FAILED)
 
-    async def purge_found(client: Client) -> _Outcome:
-        return await _apply_to_each(client.dead, found, client.dead.purge, "purging")
+    async def purge_found(client: Client, audited: AuditedAct) -> _Outcome:
+        return await _apply_to_each(client.dead, found, client.dead.purge, "purging", audited)
 
-    _print_outcome(options.run_with_client(purge_found, acts=True) if found else _Outcome(), "deleted", json)
+    outcome = run_audited(options, "dead.purge", selection.describe(), purge_found) if found else _Outcome()
+    _print_outcome(outcome, "deleted", json)
 
 
 def is_interactive() -> bool:
@@ -271,6 +273,11 @@ class _Selection:
         if not (self.seqs or filtered or self.everything):
             raise BadInput("select dead letters: numbers from `aiqueue dead ls`, filters such as --tenant, or --all")
 
+    def describe(self) -> dict[str, Any]:
+        """Return what is selected, for the audit."""
+        numbers = list(dict.fromkeys(self.seqs or ()))
+        return {"seqs": numbers, "all": self.everything, **vars(self.wanted)}
+
     async def find(self, dead: DeadLetters) -> list[int]:
         """Return the numbers that exist now, so that a replayed job that fails again is not replayed twice."""
         if self.seqs:
@@ -287,7 +294,11 @@ class _Outcome:
 
 
 async def _apply_to_each(
-    dead: DeadLetters, found: list[int], action: Callable[[DeadLetter], Coroutine[Any, Any, None]], title: str
+    dead: DeadLetters,
+    found: list[int],
+    action: Callable[[DeadLetter], Coroutine[Any, Any, None]],
+    title: str,
+    audited: AuditedAct,
 ) -> _Outcome:
     """Apply `action` to each dead letter. Errors of one letter are collected, any other error is raised at once."""
     outcome = _Outcome()
@@ -313,6 +324,9 @@ async def _apply_to_each(
             if outcome.done:
                 output.print_line(f"stopped after {outcome.done:,} of {len(found):,} dead letters", err=True)
             raise
+        finally:
+            audited.count = outcome.done
+            audited.details = {"matched": len(found), "failed": len(outcome.errors)}
     return outcome
 
 

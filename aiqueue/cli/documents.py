@@ -12,6 +12,7 @@ import typer
 from ..errors import BadInput
 from ..units import short_size
 from . import output
+from .audit import run_counted
 from .options import Json, ServerOptions, add_command, duration_option
 from .output import Column
 
@@ -128,7 +129,7 @@ def rm(options: ServerOptions, sha256: Sha, *, tenant: Tenant) -> None:
     async def forget(client: Client) -> bool:
         return await client.documents.forget(await client.documents.get(sha256, tenant=tenant))
 
-    deleted = options.run_with_client(forget, acts=True)
+    deleted = run_counted(options, "documents.rm", {"document": sha256, "tenant": tenant}, forget, int)
     output.print_line(
         "deleted" if deleted else "a job, a result or a step still needs it: it will be deleted when none does"
     )

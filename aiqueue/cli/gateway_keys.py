@@ -10,6 +10,7 @@ import typer
 
 from ..errors import BadInput, TopologyError
 from . import output
+from .audit import run_counted
 from .options import Json, ServerOptions, add_command, split_names
 from .output import Column
 
@@ -60,7 +61,15 @@ def add(
             tokens_per_minute=tokens,
         )  # fmt: skip
 
-    key, token = options.run_with_client(run)
+    target = {
+        "tenant": tenant,
+        "name": name,
+        "models": models,
+        "requests": requests,
+        "tokens": tokens,
+        "budget": budget,
+    }
+    key, token = run_counted(options, "gateway.keys.add", target, run, creates=True)
     if json:
         output.print_json({**key.plain(), "token": token})
         return
@@ -152,7 +161,7 @@ def revoke(
 
         return await ApiKeys(client).revoke(key)
 
-    revoked = options.run_with_client(run, acts=True)
+    revoked = run_counted(options, "gateway.keys.revoke", {"key": key}, run)
     if json:
         plain: dict[str, Any] = revoked.plain()
         output.print_json(plain)

@@ -10,6 +10,7 @@ import typer
 from ..errors import DecodeError
 from ..units import short_size
 from . import output
+from .audit import run_counted
 from .options import Json, ServerOptions, add_command, duration_option, split_names
 from .output import Column
 
@@ -238,7 +239,7 @@ def create(
             agent, tenant=tenant, capabilities=split_names(capability) or (), description=description
         )
 
-    options.run_with_client(register_agent)
+    run_counted(options, "inbox.create", {"agent": agent, "tenant": tenant}, register_agent, creates=True)
     output.print_line(f"agent {agent} of {tenant} is registered")
 
 
@@ -248,7 +249,7 @@ def rm(options: ServerOptions, agent: Name, *, tenant: Tenant) -> None:
     async def remove_agent(client: Client) -> int:
         return await client.inboxes.remove(agent, tenant=tenant)
 
-    deleted = options.run_with_client(remove_agent, acts=True)
+    deleted = run_counted(options, "inbox.rm", {"agent": agent, "tenant": tenant}, remove_agent, int)
     mail = output.format_count(deleted, "unread mail")
     output.print_line(f"agent {agent} of {tenant} is unregistered; {mail} deleted")
 

@@ -76,7 +76,7 @@ def ls(  # noqa: PLR0913  (the options of a filter)
     Secrets are masked, long values are cut. What the setting redact names changes messages before they are shown.
     """
     which = filter_options(family, tenant, kind, priority, state, older, newer, where)
-    search = _Search(limit, cursor)
+    search = _PagedSearch(limit, cursor)
     try:
         options.run_with_client(lambda client: search.run(client, payload, which), reads=True)
     except KeyboardInterrupt:
@@ -95,7 +95,7 @@ def ls(  # noqa: PLR0913  (the options of a filter)
     _print_rest(search)
 
 
-class _Search:
+class _PagedSearch:
     """Pages until `limit` jobs are found or all is searched, with progress."""
 
     def __init__(self, limit: int, cursor: str) -> None:
@@ -183,11 +183,11 @@ def _format_below(job: ListedJob, payload: bool) -> str:
     return f"dead letter {job.seq}, {failure} {message}" if failure else message
 
 
-def _searched(search: _Search) -> str:
+def _searched(search: _PagedSearch) -> str:
     return f"{output.format_count(search.searched, 'stored job')} searched"
 
 
-def _print_rest(search: _Search) -> None:
+def _print_rest(search: _PagedSearch) -> None:
     """Print on stderr what the list does not show."""
     for stream in search.missing:
         output.print_line(f"stream {stream} does not exist: run `aiqueue apply`", err=True)

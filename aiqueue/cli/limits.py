@@ -11,12 +11,13 @@ import typer
 
 from ..errors import BadInput
 from . import output
+from .audit import run_audited
 from .options import FAILED, Json, ServerOptions, add_command, duration_option, print_error
 from .output import Column
 from .pause import print_pauses
 
 if TYPE_CHECKING:
-    from ..client import Client
+    from ..client import AuditedAct, Client
     from ..inspect import LimitStats, LimitUse
     from ..lanes import Pause
 
@@ -56,12 +57,21 @@ def set_limit(  # noqa: PLR0913  (the options of a rule)
 
     Limits that are not given stay as they hold for the key now.
     """
-    set_to = options.run_with_client(
-        lambda client: client.set_limit(
-            family, key, tenant=_whom(tenant, each_tenant), requests=requests, cost=cost, window=window,
-            in_flight=in_flight, unlimited=unlimited, duration=for_s, by=author,
-        )
-    )  # fmt: skip
+    whom = _whom(tenant, each_tenant)
+
+    async def run(client: Client, audited: AuditedAct) -> LimitStats:
+        set_to = await client.set_limit(
+            family, key, tenant=whom, requests=requests, cost=cost, window=window, in_flight=in_flight,
+            unlimited=unlimited, duration=for_s, by=author,
+        )  # fmt: skip
+        audited.count = 1
+        return set_to
+
+    target = {
+        "family": family, "key": key, "tenant": whom, "requests": requests, "cost": cost, "window": window,
+        "in flight": in_flight, "unlimited": unlimited, "for": for_s, "author": author,
+    }  # fmt: skip
+    set_to = run_audited(options, "limits.set", target, run, creates=True)
     if json:
         output.print_json(asdict(set_to))
     else:
@@ -83,12 +93,13 @@ def unset_limit(
     """
     whom = _whom(tenant, each_tenant)
 
-    async def run(client: Client) -> tuple[bool, list[LimitStats]]:
+    async def run(client: Client, audited: AuditedAct) -> tuple[bool, list[LimitStats]]:
         removed = await client.unset_limit(family, key, tenant=whom)
+        audited.count = int(removed)
         declared = client.topology.families.get(family)
         return removed, await client.limits(family if declared is not None and declared.limit_key else None)
 
-    removed, left = options.run_with_client(run, acts=True)
+    removed, left = run_audited(options, "limits.unset", {"family": family, "key": key, "tenant": whom}, run)
     left = [each for each in left if each.family == family]
     found = next((each for each in left if (each.key, each.tenant) == (key, whom)), None)
     if json:

@@ -10,10 +10,11 @@ import typer
 
 from ..errors import BadInput
 from . import output
+from .audit import run_audited
 from .options import FAILED, Json, ServerOptions, add_command, duration_option, print_error
 
 if TYPE_CHECKING:
-    from ..client import Client
+    from ..client import AuditedAct, Client
     from ..lanes import Pause
 
 Tenant = Annotated[str | None, typer.Option(metavar="TENANT", help="Only the jobs of this tenant.")]
@@ -58,15 +59,20 @@ def pause(
     jobs go on.
     """
 
-    async def run(client: Client) -> list[Pause]:
-        if family is None:
-            return await client.pauses()
+    async def run(client: Client, audited: AuditedAct) -> list[Pause]:
+        assert family is not None
         paused = client.pause(family, tenant=tenant, kind=kind, key=key, duration=for_s, reason=reason, now=now)
-        return [await paused]
+        found, audited.count = [await paused], 1
+        return found
 
     if family is None and (any(each is not None for each in (tenant, kind, key, for_s)) or reason or now):
         raise BadInput("name the family to pause, such as `aiqueue pause agent.tasks`")
-    found = options.run_with_client(run, reads=family is None)
+    if family is None:
+        found = options.run_with_client(lambda client: client.pauses(), reads=True)
+    else:
+        scope = {"family": family, "tenant": tenant, "kind": kind, "key": key}
+        target = {**scope, "for": for_s, "reason": reason, "now": now}
+        found = run_audited(options, "pause", target, run, creates=True)
     if json:
         output.print_json([asdict(each) for each in found] if family is None else asdict(found[0]))
     elif found:
@@ -90,11 +96,13 @@ def resume(
     """
     from ..lanes import PauseScope  # noqa: PLC0415
 
-    async def run(client: Client) -> tuple[bool, list[Pause]]:
+    async def run(client: Client, audited: AuditedAct) -> tuple[bool, list[Pause]]:
         resumed = await client.resume(family, tenant=tenant, kind=kind, key=key)
+        audited.count = int(resumed)
         return resumed, [each for each in await client.pauses() if each.family == family]
 
-    resumed, left = options.run_with_client(run, acts=True)
+    target = {"family": family, "tenant": tenant, "kind": kind, "key": key}
+    resumed, left = run_audited(options, "resume", target, run)
     scope = str(PauseScope(family, tenant, kind, key))
     if json:
         output.print_json({"resumed": resumed, "left": [asdict(each) for each in left]})

@@ -8,10 +8,11 @@ import typer
 
 from ..errors import BadInput
 from . import output
+from .audit import run_audited
 from .options import Json, ServerOptions, add_command, duration_option, time_option
 
 if TYPE_CHECKING:
-    from ..client import Client, Handle
+    from ..client import AuditedAct, Client, Handle
 
 
 def register(app: typer.Typer) -> None:
@@ -53,15 +54,17 @@ def reschedule(
     if (delay is not None) + (at is not None) + now != 1:
         raise BadInput("give the new time by one of --delay, --at and --now")
 
-    async def move(client: Client) -> Handle:
+    async def move(client: Client, audited: AuditedAct) -> Handle:
         handle = await client.job(job, family=family, tenant=tenant)
         if now:
             await handle.run_now()
         else:
             await handle.reschedule(delay=delay, at=at)
+        audited.count = 1
         return handle
 
-    handle = options.run_with_client(move, acts=True)
+    target = {"job": job, "family": family, "tenant": tenant, "delay": delay, "at": at, "now": now}
+    handle = run_audited(options, "reschedule", target, move)
     if json:
         output.print_json({"job_id": handle.id, "due": handle.due})
     elif now or handle.due is None:

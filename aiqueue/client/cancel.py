@@ -17,7 +17,7 @@ from typing import NamedTuple
 from .. import headers, subjects
 from ..connection import Connection, Stored
 from ..documents import Documents
-from ..enqueue import Enqueued, Parents, ParkedJob, Parking, parse_parked_job
+from ..enqueue import Enqueued, Parents, ParkedJob, Parking, park_copy, parse_parked_job
 from ..errors import AIQueueError, NotFound, TooLarge, Unavailable
 from ..inspect import FoundJob, find_job
 from ..journal import CANCELLED, RETRY, WHILE_RUNNING, ChildEnd, ChildRecord, Entry, Journal, RunRecord
@@ -32,10 +32,13 @@ PAUSE_FIRST_S = 0.05
 
 
 class Verdict(NamedTuple):
-    """Whether a job was cancelled, and a clause that explains it. If not, nothing was changed."""
+    """Whether a job was cancelled, and a clause that explains it. If not, nothing was changed. `refused`: it has not
+    ended either.
+    """
 
     cancelled: bool
     detail: str
+    refused: bool = False
 
 
 ALREADY_ENDED = Verdict(False, "it has already ended")
@@ -74,7 +77,7 @@ class Canceller:
 
     async def cancel_enqueued(self, job: Enqueued) -> Verdict:
         """Cancel the job of a handle, wherever it is, then its children. Raises Unavailable; then do it again."""
-        verdict = await self._cancel_where_it_is(job)
+        verdict = await self.cancel_where_it_is(job)
         if verdict.cancelled:
             await self.cancel_children_of(job.lane.family, job.lane.tenant, job.job_id)
         return verdict
@@ -90,7 +93,7 @@ class Canceller:
         A worker that parks such a message later sees the end of what the run keeps (`Parents.wake_if_reached`).
         """
         lane = Lane(family, tenant, "*")
-        subject = _journal_subject(self.topology.family(family), lane, job_id)
+        subject = journal_subject(self.topology.family(family), lane, job_id)
         for parked in await self.parking.find_all(lane, job_id):
             if headers.GATHER in parked.stored.headers and not parked.subject.is_due:
                 record = await self._journal.read_run(subject, parked.run, 0.0, parked.parking_id)
@@ -108,26 +111,26 @@ class Canceller:
         lane = Lane(found.family.name, found.tenant, "*")
         verdict = ALREADY_ENDED
         for parked in found.parked:
-            one = await self._cancel_parked(found.family, parked)
+            one = await self.cancel_parked(found.family, parked)
             verdict = one if one.cancelled or not verdict.cancelled else verdict
         if found.stored is not None:
-            one = await self._cancel_queued(found.family, lane, job_id, found.stored)
+            one = await self.cancel_queued(found.family, lane, job_id, found.stored)
             verdict = one if one.cancelled or not verdict.cancelled else verdict
         elif not found.parked and found.head is not None and found.head.event == CANCELLED:
             return ALREADY_CANCELLED
         return verdict
 
-    async def _cancel_where_it_is(self, job: Enqueued) -> Verdict:
+    async def cancel_where_it_is(self, job: Enqueued) -> Verdict:
         family = self.topology.family(job.lane.family)
         if job.parking_id:
             return await self._cancel_delayed(family, job)
         stored = await self._connection.get(job.stream, job.seq)
         if stored is not None and stored.headers.get(headers.JOB_ID, job.job_id) == job.job_id:
-            return await self._cancel_queued(family, job.lane, job.job_id, stored)
+            return await self.cancel_queued(family, job.lane, job.job_id, stored)
         for parked in await self.parking.find_all(job.lane, job.job_id):
             if parked.run == job.seq:
-                return await self._cancel_parked(family, parked)
-        subject = _journal_subject(family, job.lane, job.job_id)
+                return await self.cancel_parked(family, parked)
+        subject = journal_subject(family, job.lane, job.job_id)
         record = await self._journal.read_run(subject, job.seq, 0.0)
         if record.newest is not None and record.newest.event == CANCELLED:
             return ALREADY_CANCELLED
@@ -146,7 +149,7 @@ class Canceller:
         if recap is None or not isinstance(data, dict):
             return ALREADY_ENDED
         if recap.event == RETRY and data.get("parked"):
-            verdict = await self._write_cancelled(
+            verdict = await self.write_cancelled(
                 family, job.lane, job.job_id, run=job.seq, enqueued_at=0.0, parking_id=recap.parking_id
             )
             if verdict.cancelled and data.get("limit_key"):
@@ -156,7 +159,7 @@ class Canceller:
         stored = await self._connection.get(job.stream, seq) if isinstance(seq, int) and seq else None
         if stored is None or headers.number(stored.headers.get(headers.RUN, "")) != job.seq:
             return ALREADY_ENDED
-        return await self._cancel_queued(family, job.lane, job.job_id, stored)
+        return await self.cancel_queued(family, job.lane, job.job_id, stored)
 
     async def _delete_moved(self, family: Family, job: Enqueued) -> None:
         """Delete a cancelled job from the lane of its limited key, where it may wait long, and takes up a place."""
@@ -174,11 +177,11 @@ class Canceller:
         1. An attempt has started: its entry names the run, which is cancelled like any other.
         2. None has: the parking id identifies the job, parked or in its lane. Write `cancelled`, then delete the job.
         """
-        subject = _journal_subject(family, job.lane, job.job_id)
+        subject = journal_subject(family, job.lane, job.job_id)
         newest = await self._journal.newest_of_run(subject, 0, math.inf, job.parking_id)
         if newest is not None and newest.run:
-            return await self._cancel_where_it_is(job._replace(stream=family.stream, seq=newest.run, parking_id=""))
-        verdict = await self._write_cancelled(
+            return await self.cancel_where_it_is(job._replace(stream=family.stream, seq=newest.run, parking_id=""))
+        verdict = await self.write_cancelled(
             family, job.lane, job.job_id, run=0, enqueued_at=math.inf, parking_id=job.parking_id
         )
         if verdict.cancelled:
@@ -189,11 +192,11 @@ class Canceller:
                     await self._delete_job(job.stream, job.lane, stored)
         return verdict
 
-    async def _cancel_parked(self, family: Family, job: ParkedJob) -> Verdict:
+    async def cancel_parked(self, family: Family, job: ParkedJob) -> Verdict:
         """Write `cancelled` for a parked job, then delete the job, also if it became due meanwhile."""
         lane, job_id, dedup_key, _ = job.subject
         enqueued_at = headers.decimal(job.stored.headers.get(headers.ENQUEUED, "")) or math.inf
-        verdict = await self._write_cancelled(
+        verdict = await self.write_cancelled(
             family, lane, job_id, run=job.run, enqueued_at=enqueued_at, parking_id=job.parking_id
         )
         if verdict.cancelled:
@@ -206,7 +209,7 @@ class Canceller:
                 await self._connection.delete(self.parking.stream, due.stored.seq)
         return verdict
 
-    async def _cancel_queued(self, family: Family, lane: Lane, job_id: str, stored: Stored) -> Verdict:
+    async def cancel_queued(self, family: Family, lane: Lane, job_id: str, stored: Stored) -> Verdict:
         """Cancel a job in its lane.
 
         1. It was neither parked nor delivered: take it out of the lane.
@@ -216,18 +219,18 @@ class Canceller:
         lane = subjects.parse_lane(stored.subject) or lane
         parking_id = headers.parking_id(stored.headers)
         run, enqueued_at = headers.run(stored.headers, stored.seq, stored.time)
-        newest = await self._journal.newest_of_run(_journal_subject(family, lane, job_id), run, enqueued_at, parking_id)
-        may_run = not parking_id and (newest is not None or stored.seq <= await self._last_delivered_seq(family, lane))
+        newest = await self._journal.newest_of_run(journal_subject(family, lane, job_id), run, enqueued_at, parking_id)
+        may_run = not parking_id and (newest is not None or stored.seq <= await self.last_delivered_seq(family, lane))
         if not parking_id and not may_run:
             return await self._take_out(family, lane, job_id, stored)
-        verdict = await self._write_cancelled(
+        verdict = await self.write_cancelled(
             family, lane, job_id, run=run, enqueued_at=enqueued_at, parking_id=parking_id, may_run=may_run
         )
         if verdict.cancelled:
             await self._delete_job(family.stream, lane, stored)
         return verdict
 
-    async def _write_cancelled(
+    async def write_cancelled(
         self,
         family: Family,
         lane: Lane,
@@ -244,7 +247,7 @@ class Canceller:
         OWN_TRIES_MAX writes were stale, the notice is sent first: the attempt then stores nothing for a moment.
         Raises Unavailable.
         """
-        subject = _journal_subject(family, lane, job_id)
+        subject = journal_subject(family, lane, job_id)
         for number in range(TRIES_MAX):
             record = await self._journal.read_run(subject, run, enqueued_at, parking_id)
             newest = record.newest
@@ -256,7 +259,7 @@ class Canceller:
                 )  # after the first try: its attempt wrote it, as asked
             run = run or (newest.run if newest is not None else 0)
             is_running = newest.event != RETRY if newest is not None else may_run
-            data, attempt = _cancelled_entry(newest, is_running=is_running)
+            data, attempt = cancelled_entry(newest, is_running=is_running)
             if await self._journal.append_if_unchanged(
                 subject, CANCELLED, data, run=run, attempt=attempt, parking_id=parking_id, record=record
             ):
@@ -281,19 +284,16 @@ class Canceller:
         If this process dies on the way, the copy comes back to the lane after the time of a lease, and the job is not
         lost. If a worker gets the job just now, it is stopped like any running job.
         """
-        job_headers = dict(stored.headers) | {headers.RUN: str(stored.seq), headers.ENQUEUED: f"{stored.time:.6f}"}
-        dedup_key = subjects.new_id()
-        due_at = self._connection.clock.now() + family.ack_wait_s
         try:
-            copy = await self.parking.park(lane, job_id, due_at, job_headers, stored.data, dedup_key=dedup_key)
+            copy = await park_copy(self._connection, self.parking, family, lane, job_id, stored)
         except TooLarge:
-            return Verdict(False, "it waits in its lane, and is too large to be taken out safely")
+            return Verdict(False, "it waits in its lane, and is too large to be taken out safely", refused=True)
         if not await self._connection.delete(family.stream, stored.seq):
             await self._connection.delete(self.parking.stream, copy.seq)
             return ALREADY_ENDED
-        may_run = stored.seq <= await self._last_delivered_seq(family, lane)
-        verdict = await self._write_cancelled(
-            family, lane, job_id, run=stored.seq, enqueued_at=stored.time, parking_id=dedup_key, may_run=may_run
+        may_run = stored.seq <= await self.last_delivered_seq(family, lane)
+        verdict = await self.write_cancelled(
+            family, lane, job_id, run=stored.seq, enqueued_at=stored.time, parking_id=copy.parking_id, may_run=may_run
         )
         if verdict.cancelled:
             await self._tell_parent(lane, job_id, stored)
@@ -321,14 +321,14 @@ class Canceller:
         """
         if headers.PARENT not in stored.headers:
             return
-        head = await self._journal.head(_journal_subject(self.topology.family(lane.family), lane, job_id))
+        head = await self._journal.head(journal_subject(self.topology.family(lane.family), lane, job_id))
         if head is not None and head.event == CANCELLED:
             end = ChildEnd.of_entry(job_id, head, 0.0)
         else:  # a later run of the id has written since
             end = ChildEnd(job_id, CANCELLED, reason=CANCELLED, error=CANCELLED)
         await self._parents.report(stored.headers, lane.tenant, end, journaled=True)
 
-    async def _last_delivered_seq(self, family: Family, lane: Lane) -> int:
+    async def last_delivered_seq(self, family: Family, lane: Lane) -> int:
         """Return the last sequence of a lane that was delivered to a worker; 0 if the lane has no consumer."""
         name = family.lane_name(*lane[1:])
         try:
@@ -338,7 +338,7 @@ class Canceller:
         return int(info["delivered"]["stream_seq"])
 
 
-def _cancelled_entry(newest: Entry | None, *, is_running: bool) -> tuple[dict[str, str], int]:
+def cancelled_entry(newest: Entry | None, *, is_running: bool) -> tuple[dict[str, str], int]:
     """Return data and attempt number of a `cancelled` entry. `newest` is the run's newest entry so far."""
     if is_running:
         return WHILE_RUNNING, newest.attempt if newest is not None else 1
@@ -347,7 +347,7 @@ def _cancelled_entry(newest: Entry | None, *, is_running: bool) -> tuple[dict[st
     return {"reason": CANCELLED, "error": "cancelled before it started"}, 0
 
 
-def _journal_subject(family: Family, lane: Lane, job_id: str) -> str:
+def journal_subject(family: Family, lane: Lane, job_id: str) -> str:
     """Return the subject of a job's journal. Raises NotFound if its family has none."""
     if family.journal is None:
         raise NotFound(f"family {family.name} keeps no journal, so its jobs cannot be cancelled")

@@ -15,7 +15,6 @@ from ..documents import Documents
 from ..enqueue import (
     Bulk,
     BulkOptions,
-    DeadLetters,
     Enqueued,
     Items,
     JobTemplate,
@@ -82,11 +81,6 @@ class Client(LookCalls, OperatorCalls):
     def journal(self) -> Journal:
         """The jobs' journals; for aiqueue's own modules."""
         return Journal(self.connection, self.topology.journal_stream.name)
-
-    @property
-    def dead(self) -> DeadLetters:
-        """Dead letters: `find`, `get`, `replay`, `purge`."""
-        return DeadLetters(self.connection, self.topology, self.key_lanes)
 
     @property
     def documents(self) -> Documents:

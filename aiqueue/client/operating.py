@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..config import Settings
+from ..enqueue import DeadLetters
+from .auditing import Audit
+from .cancel import Canceller
 from .job_calls import Jobs
 from .redacting import load_redact
 from .scheduling import ScheduleCalls
@@ -14,6 +19,26 @@ class OperatorCalls(ScheduleCalls):
     settings: Settings
 
     @property
+    def dead(self) -> DeadLetters:
+        """Dead letters: `find`, `get`, `replay`, `purge`."""
+        return DeadLetters(self.connection, self.topology, self.key_lanes)
+
+    @property
+    def audit(self) -> Audit:
+        """Who has done what: `find`, and `act` for tools of operators."""
+        return Audit(self.connection, self.topology, self.settings)
+
+    @property
     def jobs(self) -> Jobs:
-        """Jobs by what they have in common: `page`, `list`. Raises SettingsError if the hook `redact` is missing."""
-        return Jobs(self.connection, self.topology, load_redact(self.settings))
+        """Jobs by what they have in common: `page`, `list`; `plan` and `act` on all that a filter selects.
+
+        `page` and `list` raise SettingsError if the hook `redact` of the settings is missing.
+        """
+        return Jobs(
+            self.connection,
+            self.topology,
+            canceller=Canceller(self.connection, self.topology),
+            dead=self.dead,
+            audit=self.audit,
+            redact=partial(load_redact, self.settings),
+        )

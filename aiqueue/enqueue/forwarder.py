@@ -16,6 +16,7 @@ from ..units import Backoff
 from .key_lanes import KeyLanes
 from .parking import scheduled_message
 from .producer import Producer
+from .take_out import is_original_stored
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ class Forwarder:
         try:
             assert subject is not None  # the stream takes no other subjects
             lane, key = self._find_lane(subject.lane, delivery)
-            paused = self._paused_until.get(lane, 0.0) > time.monotonic()
-            if paused or not await self._store_in_lane(subject, lane, key, delivery):
+            waits = self._paused_until.get(lane, 0.0) > time.monotonic() or await self._is_copy(subject, delivery)
+            if waits or not await self._store_in_lane(subject, lane, key, delivery):
                 await self._park_again(subject, lane, delivery)
         except AIQueueError as error:
             log.debug("a due job is not forwarded yet: %s", error)
@@ -105,6 +106,15 @@ class Forwarder:
         token = self._key_lanes.token(family, lane.tenant, key)
         return (lane._replace(key=token), key) if token else (lane, "")
 
+    async def _is_copy(self, subject: ParkedSubject, delivery: Delivery) -> bool:
+        """Whether a due job is the copy of one that is still in its lane: who took that out has died on the way."""
+        if headers.ORIGINAL not in delivery.message.headers:
+            return False
+        family = self._topology.families.get(subject.lane.family)
+        if family is None:
+            return False
+        return await is_original_stored(self._connection, family.stream, delivery.message.headers)
+
     async def _store_in_lane(self, subject: ParkedSubject, lane: Lane, key: str, delivery: Delivery) -> bool:
         """Store a due job in its lane. Return False if the lane does not take it now.
 
@@ -113,6 +123,7 @@ class Forwarder:
         """
         job_headers = headers.carried(delivery.message.headers, ours=True)
         job_headers.pop(headers.WAITED, None)
+        job_headers.pop(headers.ORIGINAL, None)
         job_headers[headers.JOB_ID] = subject.job_id
         job_headers[headers.MSG_ID] = subjects.msg_id(
             subject.lane.family, subject.lane.tenant, subject.job_id, f"due-{_parking_id(subject, delivery)}"

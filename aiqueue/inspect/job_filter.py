@@ -20,7 +20,7 @@ Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)
-class JobFilter:
+class ListFilter:
     """Selects jobs; None and empty match all. Create one with `make_filter`, which checks the values.
 
     `states`: see `ListedJob`. `older_s`, `newer_s`: enqueued at least, or at most, so many seconds ago; of failed jobs,
@@ -77,7 +77,7 @@ def make_filter(
     older: Duration | None = None,
     newer: Duration | None = None,
     where: Mapping[str, Scalar] | None = None,
-) -> JobFilter:
+) -> ListFilter:
     """Return a filter. Raises BadInput (InvalidToken, UnknownFamily).
 
     `where`: a field may lie deeper, as "user.id"; in a list, one item must match. A text matches a number or a flag
@@ -101,7 +101,7 @@ def make_filter(
             raise BadInput(f"where: a field and a text, number, flag or None, such as {{'doc': 42}}, not {path!r:.80}")
     older_s = None if older is None else parse_duration("older", older)
     newer_s = None if newer is None else parse_duration("newer", newer)
-    return JobFilter(family, tenant, kind, priority, _states_of(state), older_s, newer_s, where)
+    return ListFilter(family, tenant, kind, priority, _states_of(state), older_s, newer_s, where)
 
 
 def _states_of(state: ListedState | Collection[ListedState] | None) -> frozenset[ListedState]:

@@ -15,8 +15,8 @@ from ..errors import BadInput, NotFound
 from ..subjects import Lane
 from ..topology import Topology
 from ..units import whole_number
-from .job_filter import JobFilter, ListedState
-from .job_scan import BATCH, Cursor, JobScan, Match
+from .job_filter import ListedState, ListFilter
+from .job_scan import BATCH, JobScan, ListCursor, Match
 from .shown_payload import show_payload
 
 PAGE_MAX = 1_000  # jobs of one page
@@ -84,7 +84,7 @@ class JobPage:
 async def list_page(
     connection: Connection,
     topology: Topology,
-    wanted: JobFilter,
+    wanted: ListFilter,
     *,
     limit: int = 50,
     cursor: str = "",
@@ -97,10 +97,10 @@ async def list_page(
     pages, or on none. Raises BadInput, AccessDenied, Unavailable.
     """
     whole_number("limit", limit, 1, PAGE_MAX)
-    start = Cursor.parse(cursor) if cursor else None
+    start = ListCursor.parse(cursor) if cursor else None
     scan = JobScan(connection, topology, wanted)
     found: list[Match] = []
-    next_at: Cursor | None = None
+    next_at: ListCursor | None = None
     batch = min(limit + 1, BATCH)
     async with contextlib.aclosing(scan.read(start, batch=batch)) as matches:
         async for match in matches:
@@ -120,7 +120,7 @@ async def list_page(
 async def list_all(
     connection: Connection,
     topology: Topology,
-    wanted: JobFilter,
+    wanted: ListFilter,
     *,
     payloads: bool = True,
     redact: Redact | None = None,

@@ -15,7 +15,7 @@ from ..errors import BadInput, NotFound
 from ..subjects import Lane
 from ..topology import Family, Topology
 from .found_job import state_when_parked
-from .job_filter import IN_LANES, IN_PARKING, JobFilter, ListedState
+from .job_filter import IN_LANES, IN_PARKING, ListedState, ListFilter
 from .stats import list_consumers
 from .timeline import run_and_enqueued_at
 
@@ -32,7 +32,7 @@ class Source(NamedTuple):
     family: Family | None = None
 
 
-class Cursor(NamedTuple):
+class ListCursor(NamedTuple):
     """Where a list goes on: at this sequence of this stream, and in the streams after it."""
 
     stream: str
@@ -42,12 +42,12 @@ class Cursor(NamedTuple):
         return f"{self.stream}.{self.seq}"
 
     @classmethod
-    def parse(cls, text: str) -> Cursor:
+    def parse(cls, text: str) -> ListCursor:
         """Read what `str` returns. Raises BadInput."""
         stream, dot, seq = text.rpartition(".") if isinstance(text, str) else ("", "", "")
         if not dot or not subjects.TOKEN.fullmatch(stream) or not (seq.isascii() and seq.isdigit() and len(seq) < 19):
             raise BadInput(f"a cursor is what a list before has returned, such as AI_AGENT_TASKS.17, not {text!r:.80}")
-        return cls(stream, max(1, int(seq)))
+        return cls(stream, int(seq))
 
 
 class Match(NamedTuple):
@@ -80,7 +80,7 @@ class Match(NamedTuple):
         return self.lane.family, self.lane.tenant, self.job_id
 
 
-def list_sources(topology: Topology, wanted: JobFilter) -> list[Source]:
+def list_sources(topology: Topology, wanted: ListFilter) -> list[Source]:
     """Return where the jobs of a filter are stored, in the order in which they are listed."""
     found: list[Source] = []
     tenant, priority = wanted.tenant or "*", wanted.priority or "*"
@@ -105,10 +105,10 @@ class JobScan:
     decides, cannot be read. `missing`: streams that the server does not have. `position`: where the next one is read.
     """
 
-    def __init__(self, connection: Connection, topology: Topology, wanted: JobFilter) -> None:
+    def __init__(self, connection: Connection, topology: Topology, wanted: ListFilter) -> None:
         self.searched = self.unreadable = 0
         self.missing: list[str] = []
-        self.position: Cursor | None = None
+        self.position: ListCursor | None = None
         self.sources = list_sources(topology, wanted)
         self._connection = connection
         self._topology = topology
@@ -118,7 +118,7 @@ class JobScan:
         self._decides_state = not wanted.states >= IN_LANES
 
     async def read(
-        self, start: Cursor | None = None, *, until: Mapping[str, int] | None = None, batch: int = BATCH
+        self, start: ListCursor | None = None, *, until: Mapping[str, int] | None = None, batch: int = BATCH
     ) -> AsyncGenerator[Match | None, None]:
         """Yield each job that matches, and None for each message that does not. `until`: the last sequences, by stream.
 
@@ -129,7 +129,7 @@ class JobScan:
             raise BadInput(f"the cursor {start} is of a list with another filter: start from its beginning")
         await self._connection.clock.ensure(self._topology.parked_stream.name)
         for source in self.sources[streams.index(start.stream) if start is not None else 0 :]:
-            first = start.seq if start is not None and source.stream == start.stream else 1
+            first = max(1, start.seq) if start is not None and source.stream == start.stream else 1
             try:
                 async with contextlib.aclosing(self.read_source(source, first, until=until, batch=batch)) as found:
                     async for each in found:
@@ -156,7 +156,7 @@ class JobScan:
                 if stored.seq > last:
                     return
                 self.searched += 1
-                self.position = Cursor(source.stream, stored.seq)
+                self.position = ListCursor(source.stream, stored.seq)
                 yield await self.match(source, stored, now)
 
     async def match(self, source: Source, stored: Stored, now: float) -> Match | None:

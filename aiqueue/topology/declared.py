@@ -179,6 +179,10 @@ class Topology:
         return self._by_role("batches")
 
     @property
+    def audit_stream(self) -> StreamSpec:
+        return self._by_role("audit")
+
+    @property
     def inbox_family(self) -> Family:
         """The family of agents' mail. Raises UnknownFamily."""
         for each in self.families.values():
@@ -224,6 +228,7 @@ _SUBJECTS: Mapping[Role, list[str]] = {  # of streams that no name or family dec
     "usage": subjects.usage_filters(),
     "recent": [subjects.recent("*", "*")],
     "rag": [f"{subjects.RAG_STORES}.>"],
+    "audit": [f"{subjects.AUDIT}.*"],
 }
 
 

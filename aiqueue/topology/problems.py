@@ -29,7 +29,7 @@ ROLES_WITH_CONSUMERS: tuple[Role, ...] = (
     "ticks",
 )  # each message is for one consumer
 
-_KEEPS_COPIES: tuple[Role, ...] = ("journal", "dead", "documents", "checkpoints", *NEWEST_ONLY)
+_KEEPS_COPIES: tuple[Role, ...] = ("journal", "dead", "documents", "checkpoints", "audit", *NEWEST_ONLY)
 _ALL: tuple[Role, ...] = ("work", "inbox", "parked", "stranded", "ticks", *_KEEPS_COPIES)
 
 

@@ -21,7 +21,7 @@ from .values import ITEMS_MAX, Check, by_size, count, flag, list_of, matching, n
 
 Role = Literal[
     "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits",
-    "usage", "recent", "rag", "ticks", "schedules", "api_keys", "batches",
+    "usage", "recent", "rag", "ticks", "schedules", "api_keys", "batches", "audit",
 ]  # fmt: skip
 PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
@@ -178,6 +178,7 @@ _FIXED: dict[Role, dict[str, Any]] = {
     "schedules": _BUCKET,
     "api_keys": _BUCKET,
     "batches": _BUCKET,
+    "audit": {"retention": "limits", "allow_direct": True, "deny_delete": True},
 }
 NEWEST_ONLY: tuple[Role, ...] = ("presence", "limits", "usage", "recent", "rag", "schedules", "api_keys", "batches")
 # What a role must not have, in a file as on the server: `problems` says what each would stop.
@@ -210,6 +211,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "schedules": {},
     "api_keys": {},
     "batches": {},
+    "audit": {},
 }
 # What the server repeats, so that all processes hear at once what one of them has stored.
 REPEATED: Mapping[Role, dict[str, Any]] = {

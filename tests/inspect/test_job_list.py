@@ -57,13 +57,13 @@ async def ids(client: aiqueue.Client, **which: Any) -> list[str]:
 
 
 async def test_a_job_is_listed_in_each_of_its_states(client: aiqueue.Client, eventually: Eventually) -> None:
-    worker, running = aiqueue.Worker(concurrency=4), asyncio.Event()
+    worker, running, released = aiqueue.Worker(concurrency=4), asyncio.Event(), asyncio.Event()
 
     @worker.handle(Summarise, retry=aiqueue.Backoff(attempts=2, first="1h", cap="1h"))
     async def summarise(job: aiqueue.Job[Summarise]) -> None:
         if job.message.doc == 1:
             running.set()
-            await asyncio.Event().wait()
+            await released.wait()
         if job.message.doc == 2:
             raise ValueError("not yet")
         if job.message.doc == 3:
@@ -87,7 +87,7 @@ async def test_a_job_is_listed_in_each_of_its_states(client: aiqueue.Client, eve
         await running.wait()
         await eventually(states)
         assert await ids(client, state="in_flight") == ["running"]
-        assert await ids(client, state=["failed", "parked"]) == ["later", "rejected"]
+        assert await ids(client, kind="summarise", state=["failed", "parked"]) == ["later", "rejected"]
         letter = next(iter(await listed(client, state="failed")))
         assert (letter.reason, letter.error, letter.attempt) == ("rejected", "never", 1)
         assert letter.failed_at is not None
@@ -95,6 +95,7 @@ async def test_a_job_is_listed_in_each_of_its_states(client: aiqueue.Client, eve
         retrying = next(iter(await listed(client, state="retrying")))
         assert retrying.due_at is not None
         assert retrying.enqueued_at is not None
+        released.set()
 
 
 async def test_a_queued_job_is_no_job_in_flight(client: aiqueue.Client) -> None:

@@ -11,6 +11,7 @@ import typer
 from ...errors import JobFailed, NotFound, ResultTimeout
 from ...units import short_size
 from .. import output
+from ..audit import run_counted
 from ..options import FAILED, Json, ServerOptions, duration_option, print_error
 from ..output import Column
 from .arguments import NO_WORKER, DocumentId, NoWait, Tenant, is_worker_missing, parse_document_id
@@ -163,7 +164,8 @@ def rm(
             found.append(told)
         return found
 
-    found = options.run_with_client(delete)
+    target = {"tenant": tenant, "documents": document_ids}
+    found = run_counted(options, "rag.rm", target, delete, len, creates=True)
     if json:
         output.print_json(found)
     for each in found:

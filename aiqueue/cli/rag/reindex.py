@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import output
+from ..audit import run_counted
 from ..options import FAILED, Json, ServerOptions, duration_option, print_error
 from .arguments import NO_WORKER, NoWait, Tenant, is_worker_missing, parse_document_id
 
@@ -48,7 +49,7 @@ def reindex(
             return {"job_id": handle.id}
         return {"job_id": handle.id, **await handle.result(timeout)}
 
-    found = options.run_with_client(run)
+    found = run_counted(options, "rag.reindex", {"tenant": tenant, "document": document_id}, run, creates=True)
     if json:
         output.print_json(found)
     elif no_wait:

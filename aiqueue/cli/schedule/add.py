@@ -9,6 +9,7 @@ import typer
 
 from ...errors import BadInput
 from .. import output
+from ..audit import run_counted
 from ..bodies import open_input, parse_bodies
 from ..enqueue import Family, Priority, find_model, parse_headers
 from ..options import Json, ServerOptions, duration_option, parse_time, time_option
@@ -123,7 +124,10 @@ def add(  # noqa: PLR0913  (one parameter per option)
             overlap=overlap,
         )  # fmt: skip
 
-    added = options.run_with_client(store)
+    target = {"schedule": schedule_id, "tenant": tenant, "when": recurrence.describe(), "kind": kind, "family": family}
+    added = run_counted(
+        options, "schedule.add", target, store, lambda stored: int(stored.action != "unchanged"), creates=True
+    )
     document = added.document
     if json:
         next_at = None if document.next_ms is None else document.next_ms / 1000

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import output
+from ..audit import run_counted
 from ..options import FAILED, Json, ServerOptions, print_error
 from .arguments import ScheduleId, Tenant, describe_next
 
 if TYPE_CHECKING:
-    from ...client import Client
     from ...schedules import UndeclaredSchedule
 
 
@@ -30,8 +30,12 @@ def rm(
 
     Exit codes: 0 removed; 1 there is no such schedule.
     """
-    removed = options.run_with_client(
-        lambda client: client.schedules.remove(schedule_id, tenant=tenant, owner=owner), acts=True
+    removed = run_counted(
+        options,
+        "schedule.rm",
+        {"schedule": schedule_id, "tenant": tenant, "owner": owner},
+        lambda client: client.schedules.remove(schedule_id, tenant=tenant, owner=owner),
+        int,
     )
     if json:
         output.print_json({"removed": removed})
@@ -57,11 +61,12 @@ def prune(
 
     Exit codes: 0; 1 no worker of this owner ran in the last 30 days.
     """
-
-    async def find(client: Client) -> list[UndeclaredSchedule]:
-        return await (client.schedules.prune(owner) if yes else client.schedules.find_undeclared(owner))
-
-    found = options.run_with_client(find, reads=not yes, acts=yes)
+    if yes:
+        found = run_counted(
+            options, "schedule.prune", {"owner": owner}, lambda client: client.schedules.prune(owner), len
+        )
+    else:
+        found = options.run_with_client(lambda client: client.schedules.find_undeclared(owner), reads=True)
     if json:
         shown = [{"id": each.id, "tenant": each.tenant, "declared_at": each.declared_at} for each in found]
         output.print_json({"owner": owner, "removed": yes, "schedules": shown})
@@ -99,8 +104,11 @@ def pause(
 
     `aiqueue pause` is another matter: ticks of a paused family or tenant are enqueued, and their jobs wait.
     """
-    paused = options.run_with_client(
-        lambda client: client.schedules.pause(schedule_id, tenant=tenant, reason=reason), acts=True
+    paused = run_counted(
+        options,
+        "schedule.pause",
+        {"schedule": schedule_id, "tenant": tenant, "reason": reason},
+        lambda client: client.schedules.pause(schedule_id, tenant=tenant, reason=reason),
     )
     if json:
         pause_data = paused.paused and paused.paused._asdict()
@@ -111,7 +119,12 @@ def pause(
 
 def resume(options: ServerOptions, schedule_id: ScheduleId, *, tenant: Tenant, json: Json = False) -> None:
     """Have a schedule fire again, from its next tick after now. Ticks of the pause are left out: see `backfill`."""
-    found = options.run_with_client(lambda client: client.schedules.resume(schedule_id, tenant=tenant), acts=True)
+    found = run_counted(
+        options,
+        "schedule.resume",
+        {"schedule": schedule_id, "tenant": tenant},
+        lambda client: client.schedules.resume(schedule_id, tenant=tenant),
+    )
     if json:
         next_at = None if found.next_ms is None else found.next_ms / 1000
         output.print_json({"id": found.id, "tenant": found.tenant, "next_at": next_at})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import output
+from ..audit import run_counted
 from ..options import Json, ServerOptions, time_option
 from .arguments import ScheduleId, Tenant
 
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 def run(options: ServerOptions, schedule_id: ScheduleId, *, tenant: Tenant, json: Json = False) -> None:
     """Enqueue a job of a schedule at once, also while it is paused. Its ticks stay as they are."""
-    asked = options.run_with_client(lambda client: client.schedules.run_now(schedule_id, tenant=tenant), acts=True)
+    asked = run_counted(
+        options,
+        "schedule.run",
+        {"schedule": schedule_id, "tenant": tenant},
+        lambda client: client.schedules.run_now(schedule_id, tenant=tenant),
+    )
     if json:
         output.print_json(_to_data(asked))
     elif asked.by_owner:
@@ -41,8 +47,12 @@ def backfill(
 
     Ticks that have a job are left out, as far as its stream or its journal, which is kept for a day, still knows it.
     """
-    found = options.run_with_client(
-        lambda client: client.schedules.backfill(schedule_id, start, end, tenant=tenant, limit=limit), acts=True
+    found = run_counted(
+        options,
+        "schedule.backfill",
+        {"schedule": schedule_id, "tenant": tenant, "from": start, "to": end, "limit": limit},
+        lambda client: client.schedules.backfill(schedule_id, start, end, tenant=tenant, limit=limit),
+        lambda asked: sum(not each.duplicate for each in asked),
     )
     if json:
         output.print_json([_to_data(each) for each in found])

@@ -32,7 +32,8 @@ from .cancel_many import Chunk
 from .job_plans import Target
 
 AT_ONCE = 32
-PAUSE_S = 10.0  # of a lane's consumer; it ends after each chunk, and by itself if this process dies
+PAUSE_S = 5.0  # of a lane's consumer; it ends after each chunk, and by itself if this process dies
+PAUSE_TRIES_MAX = 4
 NOTE_TRIES_MAX = 4
 STARTED = "it has started"
 
@@ -131,23 +132,35 @@ class MoveMany:
 
     @contextlib.asynccontextmanager
     async def _paused(self, family: Family, names: dict[Lane, str]) -> AsyncIterator[None]:
-        """Pause the consumers of these lanes. Raises Conflict if somebody else has paused one, which stays so."""
-        until = datetime.fromtimestamp(self._connection.clock.now() + PAUSE_S, UTC).isoformat()
+        """Pause the consumers of these lanes while the block runs. Raises Conflict."""
         ours: list[str] = []
-
-        async def pause(name: str) -> None:
-            with contextlib.suppress(NotFound):  # nobody serves the lane: it has delivered nothing
-                info = await self._connection.api(f"CONSUMER.INFO.{family.stream}.{name}")
-                if info.get("paused"):
-                    raise Conflict(f"consumer {name} of {family.stream} is paused: resume it, then move again")
-                ours.append(name)
-                await self._connection.api(f"CONSUMER.PAUSE.{family.stream}.{name}", {"pause_until": until})
-
         try:
-            await asyncio.gather(*(pause(name) for name in names.values()))
+            await asyncio.gather(*(self._pause(family, name, ours) for name in names.values()))
             yield
         finally:
             await asyncio.gather(*(self._resume(family, name) for name in ours))
+
+    async def _pause(self, family: Family, name: str, ours: list[str]) -> None:
+        """Pause a lane's consumer, after a short pause of somebody else, such as a worker's that removes it.
+
+        A longer one is left as it is: nothing is delivered either. Raises Conflict.
+        """
+        consumer = f"{family.stream}.{name}"
+        for _ in range(PAUSE_TRIES_MAX):
+            try:
+                info = await self._connection.api(f"CONSUMER.INFO.{consumer}")
+            except NotFound:  # nobody serves the lane: it has delivered nothing
+                return
+            left_s = info.get("pause_remaining", 0) / 1e9 if info.get("paused") else 0.0
+            if left_s > 2 * PAUSE_S:
+                return
+            if left_s <= 0:
+                ours.append(name)
+                until = datetime.fromtimestamp(self._connection.clock.now() + PAUSE_S, UTC).isoformat()
+                await self._connection.api(f"CONSUMER.PAUSE.{consumer}", {"pause_until": until})
+                return
+            await asyncio.sleep(left_s + 0.01)
+        raise Conflict(f"others pause consumer {name} of {family.stream} again and again: try later")
 
     async def _resume(self, family: Family, name: str) -> None:
         with contextlib.suppress(AIQueueError):  # the pause ends by itself

@@ -18,6 +18,7 @@ from .output import Column
 
 if TYPE_CHECKING:
     from ..client import AuditedAct, Client
+    from ..config import Redact
     from ..enqueue import DeadLetter, DeadLetters, Filter
 
 AT_ONCE = 16
@@ -90,20 +91,24 @@ def show(
     json: Json = False,
 ) -> None:
     """Show a dead letter: error, headers, payload and the history of its attempts."""
+    from ..inspect import redact_data  # noqa: PLC0415
 
-    async def fetch(client: Client) -> tuple[DeadLetter, str]:
-        letter = await client.dead.get(seq)
+    async def fetch(client: Client) -> tuple[DeadLetter, str, Redact | None]:
+        letter, redact = await client.dead.get(seq), client.redact
         try:
-            return replace(letter, body=await client.dead.body(letter)), ""
+            return replace(letter, body=await client.dead.body(letter)), "", redact
         except (NotFound, Corrupt, BadInput) as error:
-            return letter, str(error)
+            return letter, str(error), redact
 
-    letter, body_problem = options.run_with_client(fetch, reads=True)
+    letter, body_problem, redact = options.run_with_client(fetch, reads=True)
     data, problem = (None, body_problem) if body_problem else _decode_payload(letter)
+    hidden = _has_secrets(letter) or redact is not None
+    if not problem:
+        data, problem = redact_data(redact, letter.lane.family, letter.kind, data)
     if json:
         body: dict[str, Any] = {"payload": data}
         if problem:
-            body = {"body_base64": None if _has_secrets(letter) else letter.body}
+            body = {"body_base64": None if hidden else letter.body}
         output.print_json({**letter.summary(), "headers": dict(letter.headers), **body})
         return
     seq_shown = output.apply_style(str(letter.seq), "bold")
@@ -123,7 +128,7 @@ def show(
         ]
     )
     _print_headers(letter)
-    _print_payload(letter, data, problem)
+    _print_payload(letter, data, problem, hidden=hidden)
     _print_history(letter)
     output.print_line(
         f"\n`aiqueue dead replay {letter.seq}` runs the job again, `aiqueue dead purge {letter.seq}` deletes it"
@@ -155,8 +160,8 @@ def _has_secrets(letter: DeadLetter) -> bool:
     return headers.SECRET in letter.headers
 
 
-def _print_payload(letter: DeadLetter, data: Any, problem: str) -> None:
-    """Print the payload as JSON, or a hex dump if there is a `problem` with decoding it."""
+def _print_payload(letter: DeadLetter, data: Any, problem: str, *, hidden: bool) -> None:
+    """Print the payload as JSON, or a hex dump if there is a `problem` with decoding it, unless that is `hidden`."""
     from ..units import short_size  # noqa: PLC0415
 
     size = short_size(len(letter.body))
@@ -165,8 +170,8 @@ def _print_payload(letter: DeadLetter, data: Any, problem: str) -> None:
         output.print_line(output.format_json(data))
         return
     output.print_line(f"\npayload ({size}), cannot be decoded: {output.escape_controls(problem)}")
-    if _has_secrets(letter):
-        output.print_line("  (not shown: it contains secrets)")
+    if hidden:
+        output.print_line("  (not shown: it contains secrets, or the redact hook cannot read it)")
         return
     for start in range(0, min(len(letter.body), HEX_BYTES), 16):
         part = letter.body[start : start + 16]

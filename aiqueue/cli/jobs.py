@@ -202,8 +202,8 @@ add_command(
     app,
     "ls",
     examples=(
-        "  aiqueue jobs                                                the oldest 50",
-        "  aiqueue jobs --family agent.tasks --tenant acme --state queued --older 1h",
-        "  aiqueue jobs --kind summarise --where doc=42 --json",
+        "  aiqueue jobs                       the oldest 50",
+        "  aiqueue jobs ls --family agent.tasks --tenant acme --state queued --older 1h",
+        "  aiqueue jobs ls --kind summarise --where doc=42 --json",
     ),
 )(ls)

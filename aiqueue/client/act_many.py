@@ -14,7 +14,7 @@ from ..errors import AIQueueError, BadInput, Conflict, NotFound, NotParked
 from ..inspect import JobStats, Source, read_sequences, stats
 from ..journal import Journal
 from ..topology import Topology
-from .cancel import ALREADY_CANCELLED, Canceller
+from .cancel import ALREADY_CANCELLED, TOO_LARGE, Canceller
 from .cancel_many import CancelMany, Chunk, where_enqueued
 from .job_plans import Act, JobPlan, Target
 from .move_many import MoveMany
@@ -116,7 +116,7 @@ class ActMany:
         for target, verdict in verdicts.items():
             if isinstance(verdict, AIQueueError):
                 outcomes[target] = verdict
-            elif verdict.refused:
+            elif verdict is TOO_LARGE:
                 outcomes[target] = BadInput(verdict.detail)
             else:
                 outcomes[target] = "" if verdict.cancelled and verdict is not ALREADY_CANCELLED else verdict.detail

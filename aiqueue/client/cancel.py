@@ -32,18 +32,16 @@ PAUSE_FIRST_S = 0.05
 
 
 class Verdict(NamedTuple):
-    """Whether a job was cancelled, and a clause that explains it. If not, nothing was changed. `refused`: it has not
-    ended either.
-    """
+    """Whether a job was cancelled, and a clause that explains it. If not, nothing was changed."""
 
     cancelled: bool
     detail: str
-    refused: bool = False
 
 
 ALREADY_ENDED = Verdict(False, "it has already ended")
 ALREADY_CANCELLED = Verdict(True, "it was cancelled before")
 WILL_NOT_RUN = Verdict(True, "it will not run")
+TOO_LARGE = Verdict(False, "it waits in its lane, and is too large to be taken out safely")
 STOPPING = Verdict(True, "it has started, and its worker is told to stop it")
 
 
@@ -287,7 +285,7 @@ class Canceller:
         try:
             copy = await park_copy(self._connection, self.parking, family, lane, job_id, stored)
         except TooLarge:
-            return Verdict(False, "it waits in its lane, and is too large to be taken out safely", refused=True)
+            return TOO_LARGE
         if not await self._connection.delete(family.stream, stored.seq):
             await self._connection.delete(self.parking.stream, copy.seq)
             return ALREADY_ENDED

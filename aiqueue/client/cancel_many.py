@@ -18,7 +18,7 @@ from ..inspect import Source, read_delivered
 from ..journal import CANCELLED, EMPTY_RECORD, Entry, Journal, entry_from_stored
 from ..subjects import Lane
 from ..topology import Family
-from .cancel import ALREADY_CANCELLED, ALREADY_ENDED, Canceller, Verdict, cancelled_entry, journal_subject
+from .cancel import ALREADY_CANCELLED, ALREADY_ENDED, TOO_LARGE, Canceller, Verdict, cancelled_entry, journal_subject
 from .job_plans import Target
 
 AT_ONCE = 32  # jobs that are taken out, or cancelled alone, at the same time
@@ -132,7 +132,7 @@ class CancelMany:
                 verdict = ALREADY_ENDED
                 if stored is not None:
                     verdict = await self._cancel_stored(target, stored)
-                if not verdict.cancelled and not verdict.refused:  # it may have moved since it was read
+                if not verdict.cancelled and verdict is not TOO_LARGE:  # it may have moved since it was read
                     verdict = await self._canceller.cancel_where_it_is(self._where(target))
                 if verdict.cancelled:
                     await self._canceller.cancel_children_of(target.lane.family, target.lane.tenant, target.job_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..config import Settings
+from ..config import Redact, Settings
 from ..enqueue import DeadLetters
 from .auditing import Audit
 from .cancel import Canceller
@@ -27,6 +27,11 @@ class OperatorCalls(ScheduleCalls):
     def audit(self) -> Audit:
         """Who has done what: `find`, and `act` for tools of operators."""
         return Audit(self.connection, self.topology, self.settings)
+
+    @property
+    def redact(self) -> Redact | None:
+        """The hook of the settings that hides parts of messages from lists. Raises SettingsError if it is missing."""
+        return load_redact(self.settings)
 
     @property
     def jobs(self) -> Jobs:

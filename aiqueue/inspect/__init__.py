@@ -28,7 +28,7 @@ from .schedule_stats import (
     list_times,
     read_schedules,
 )
-from .shown_payload import show_payload
+from .shown_payload import redact_data, show_payload
 from .stats import FamilyStats, LaneStats
 from .timeline import TimelineEvent, event_of
 from .unknown_kinds import WaitingKind, describe_waiting, read_waiting_kinds
@@ -47,7 +47,7 @@ __all__ = [
     "describe_waiting", "event_of", "examine", "explain", "explain_enqueued", "explain_job", "explain_lane",
     "find_and_describe", "find_job", "list_all", "list_page", "list_times", "look_up", "make_filter", "parse_workers",
     "pause_of", "read_delivered", "read_key_pauses", "read_limits", "read_overrides_if_allowed", "read_pauses",
-    "read_pauses_if_allowed", "read_schedules", "read_sequences", "read_waiting_kinds", "read_workers",
+    "read_pauses_if_allowed", "read_schedules", "read_sequences", "read_waiting_kinds", "read_workers", "redact_data",
     "show_payload", "stats",
 ]  # fmt: skip
 

@@ -17,16 +17,23 @@ DEPTH_MAX = 8
 KEY_MAX = 80  # characters of a field's name
 
 
+def redact_data(redact: Redact | None, family: str, kind: str, data: Any) -> tuple[Any, str]:
+    """Return what the hook makes of a message's data, or None and why nothing may be shown."""
+    if redact is None:
+        return data, ""
+    if not isinstance(data, Mapping):
+        return None, "not shown: the redact hook is for messages with fields"
+    try:
+        return redact(family, kind, dict(data)), ""
+    except Exception as error:  # noqa: BLE001  (a user's function; its message may repeat what it was to hide)
+        log.warning("the redact hook has failed for %s of %s: %s", kind, family, type(error).__name__)
+        return None, f"not shown: the redact hook raised {type(error).__name__}"
+
+
 def show_payload(redact: Redact | None, family: str, kind: str, data: Mapping[str, Any]) -> tuple[Any, str]:
     """Return what may be shown of a message's data, secrets masked before, or None and why nothing may be shown."""
-    shown: Any = dict(data)
-    if redact is not None:
-        try:
-            shown = redact(family, kind, shown)
-        except Exception as error:  # noqa: BLE001  (a user's function; its message may repeat what it was to hide)
-            log.warning("the redact hook has failed for %s of %s: %s", kind, family, type(error).__name__)
-            return None, f"not shown: the redact hook raised {type(error).__name__}"
-    return cut(shown), ""
+    shown, problem = redact_data(redact, family, kind, data)
+    return (None, problem) if problem else (cut(shown), "")
 
 
 def cut(value: Any) -> Any:

@@ -15,7 +15,7 @@ from aiqueue.topology.selection import WITH_FAMILIES
 
 DEFAULT = {"agent.tasks", "agent.message", "gateway.requests", "gateway.batches", "rag.ingest", "rag.queries"}
 ALWAYS = {
-    "AI_RESULTS", "AI_DEAD", "AI_PARKED", "AI_STRANDED", "AI_CHECKPOINTS", "AI_TICKS", "OBJ_AI_DOCUMENTS",
+    "AI_RESULTS", "AI_DEAD", "AI_PARKED", "AI_STRANDED", "AI_AUDIT", "AI_CHECKPOINTS", "AI_TICKS", "OBJ_AI_DOCUMENTS",
     "KV_AI_PRESENCE", "KV_AI_LIMITS", "KV_AI_SCHEDULES",
 }  # fmt: skip
 OPTIONAL = {

@@ -27,6 +27,7 @@ from .records import read_records_if_allowed
 __all__ = ["FamilyStats", "JobStats", "LaneStats", "job", "lanes", "overview"]
 
 AGED_LANES_MAX = 1_000  # lanes of one family whose oldest job is read, one request each
+ASKED_LANES_MAX = 16  # lanes of one family that are asked for their oldest job if only the oldest of all counts
 REQUESTS_AT_ONCE = 16
 FIRST_BATCH = 64  # jobs read at once to find the oldest pending one
 LIST_S = 8.0  # a server of a cluster waits 4 s for the others before it names those that are missing
@@ -369,13 +370,15 @@ async def _read_oldest_ages(
 async def _read_oldest_age(connection: Connection, family: Family, counts: Mapping[Lane, _LaneCounts]) -> float | None:
     """Return the age of a family's oldest pending job, in seconds. None: no job is pending.
 
-    1. At most AGED_LANES_MAX lanes have pending jobs: the oldest of them, one request for each lane.
-    2. More lanes: reads the stream from its beginning. It passes only jobs in flight.
+    1. At most ASKED_LANES_MAX lanes have pending jobs: the oldest of them, one request for each lane.
+    2. More lanes: reads the stream from the first sequence that may be pending. It passes only jobs in flight.
     """
-    if sum(count.pending > 0 for count in counts.values()) <= AGED_LANES_MAX:
+    waiting = [count for count in counts.values() if count.pending]
+    if len(waiting) <= ASKED_LANES_MAX:
         return max((await _read_oldest_ages(connection, family, counts, counts)).values(), default=None)
     now = await _read_server_time(connection, family)
-    async for stored in connection.read(family.stream, f"ai.{family.name}.>", batch=FIRST_BATCH):
+    first = min(count.first_pending_seq for count in waiting)
+    async for stored in connection.read(family.stream, f"ai.{family.name}.>", seq=first, batch=FIRST_BATCH):
         lane = subjects.parse_lane(stored.subject)
         if lane is not None and family.lanes == "shared":
             lane = lane._replace(tenant="*")

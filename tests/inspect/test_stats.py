@@ -156,11 +156,11 @@ class TestOverview:
         assert 0 <= tasks.oldest_age_s < 30
         assert tasks.size_bytes > 0
 
-    @pytest.mark.parametrize("lanes_max", [stats.AGED_LANES_MAX, 0])
+    @pytest.mark.parametrize("lanes_max", [stats.ASKED_LANES_MAX, 0])
     async def test_the_oldest_is_the_oldest_that_waits_and_not_one_that_runs(
         self, client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, lanes_max: int
     ) -> None:
-        monkeypatch.setattr(stats, "AGED_LANES_MAX", lanes_max)  # with more lanes, the stream itself is read
+        monkeypatch.setattr(stats, "ASKED_LANES_MAX", lanes_max)  # with more lanes, the stream itself is read
         await client.enqueue(Echo(), tenant="acme")
         await make_lane(client, "acme")
         await lease(client, "acme")

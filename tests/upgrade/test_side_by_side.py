@@ -328,6 +328,23 @@ async def test_a_job_that_waits_for_its_children_survives_a_former_worker(
     await nothing_left(client, versions, within=20)
 
 
+async def test_jobs_that_were_moved_or_cancelled_by_a_filter_are_left_so_by_a_former_worker(
+    client: aiqueue.Client, versions: Versions
+) -> None:
+    handles = [await client.enqueue(Plain(n=n), tenant="acme") for n in range(20)]
+    dropped = [await client.enqueue(Plain(n=n), tenant="other") for n in range(20, 30)]
+    moved = await client.jobs.act(await client.jobs.plan("move", to="high", tenant="acme"))
+    cancelled = await client.jobs.act(await client.jobs.plan("cancel", tenant="other"))
+    assert (moved.done, cancelled.done) == (20, 10)
+    versions.start_worker(former=True)
+    assert [await each.result(timeout=40) for each in handles] == [[n, 0] for n in range(20)]
+    for each in dropped:
+        with pytest.raises(aiqueue.JobCancelled):
+            await each.result(timeout=20)
+    assert sorted(int(n) for n, *_ in versions.lines("plain")) == list(range(20))
+    await nothing_left(client, versions, within=20)
+
+
 async def nudge(parent: aiqueue.Handle) -> None:
     """Have a parent run that may be parked or in its lane."""
     try:
@@ -339,7 +356,7 @@ async def nudge(parent: aiqueue.Handle) -> None:
 async def test_apply_of_either_version_leaves_what_the_other_has_made(
     client: aiqueue.Client, versions: Versions
 ) -> None:
-    """The former version does not know the stream of checkpoints."""
+    """The former version does not know the streams of checkpoints and of the audit."""
 
     async def streams() -> dict[str, Any]:
         found = {}
@@ -349,13 +366,16 @@ async def test_apply_of_either_version_leaves_what_the_other_has_made(
         return found
 
     await client.connection.store("ai.checkpoint.test.mixed.acme.j.1-1", b"", {"Aiq-Event": "taken"})
+    async with client.audit.act("pause", {"family": "test.mixed"}, by="anna"):
+        pass
     before = await streams()
-    assert before["AI_CHECKPOINTS"][1] == 1
+    assert (before["AI_CHECKPOINTS"][1], before["AI_AUDIT"][1]) == (1, 2)
     for former in (True, False, True):
         versions.run("-m", "aiqueue", "apply", former=former)
         after = await streams()
         assert after.keys() == before.keys()
         assert after["AI_CHECKPOINTS"] == before["AI_CHECKPOINTS"]
+        assert after["AI_AUDIT"] == before["AI_AUDIT"]
     versions.run("-m", "aiqueue", "apply", former=False)
     assert await streams() == before
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import socket
 import sys
 import tarfile
 from collections.abc import AsyncIterator, Iterator
@@ -280,6 +281,7 @@ async def test_streams_of_the_former_version_are_as_this_one_declares_them(
         async def changed() -> set[str]:
             found = await acts.configs(connection)
             assert found.keys() == declared.keys() | {
+                "AI_AUDIT",
                 "AI_CHECKPOINTS",
                 "AI_GATEWAY_BATCHES",
                 "AI_GATEWAY_RECENT",
@@ -335,6 +337,7 @@ async def test_this_version_stores_and_sends_in_the_forms_of_the_former_one(tmp_
     for subject in [each for each in forms["headers"] if "Aiq-First-Stored" in forms["headers"][each]]:
         assert "Aiq-Replay" in forms["headers"][subject]
         forms["headers"][subject].remove("Aiq-First-Stored")  # new: when a replay was stored first
+    forms["headers"]["ai.parked.at.agent.tasks.{tenant}.normal.*.*"].remove("Aiq-Original")  # new: whose copy it is
     for ingest in ("ai.rag.ingest.{tenant}", "ai.rag.ingest.{tenant}.normal"):  # new: a document's id is no job's id
         if ingest in forms["headers"]:
             forms["headers"][ingest] = sorted([*forms["headers"][ingest], "document_id"])
@@ -539,3 +542,26 @@ async def test_a_job_of_a_limited_key_is_stored_in_the_documented_form(account: 
         assert config["durable_name"] == f"acme-normal={key}"
         assert config["filter_subject"] == f"ai.test.calls.acme.normal.{key}"
         assert hints[f"aiq.hint.test.calls.acme.normal.{key}"] == "a/b é".encode()
+
+
+async def test_an_act_is_written_down_in_the_documented_form_and_lines_of_others_are_left_out(
+    client: aiqueue.Client,
+) -> None:
+    async with client.audit.act("dead.replay", {"tenant": "acme", "all": True}, by="anna") as line:
+        line.count, line.details = 2, {"failed": 1}
+    found = [each async for each in client.connection.read("AI_AUDIT", "ai.audit.dead-replay")]
+    begun, ended = (json.loads(each.data) for each in found)
+    said = {
+        "id": line.id, "act": "dead.replay", "target": {"tenant": "acme", "all": True}, "os_user": "anna",
+        "nats_user": client.settings.user or begun["nats_user"], "host": socket.gethostname(),
+    }  # fmt: skip
+    assert begun == {**said, "phase": "begun"}
+    assert ended == {**said, "phase": "ended", "count": 2, "details": {"failed": 1}, "error": ""}
+    for number, body in enumerate((b"", b"[]", b'{"id": 1}', b"\xff", json.dumps({**begun, "target": 7}).encode())):
+        await client.connection.store("ai.audit.other", body, {"Nats-Msg-Id": f"other-{number}"})
+    more = {**begun, "id": "later", "act": "new", "phase": "begun", "more": [1]}
+    await client.connection.store("ai.audit.new", json.dumps(more).encode(), {"Nats-Msg-Id": "later"})
+    lines = [each async for each in client.audit.find()]
+    assert [(each.act, each.count, each.ended_at is None) for each in lines] == [
+        ("dead.replay", 2, False), ("new", None, True),
+    ]  # fmt: skip

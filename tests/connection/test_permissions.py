@@ -314,6 +314,26 @@ async def explain(less: Client, job_id: str) -> None:
     assert found.unknown == ()
 
 
+async def lists(client: Client, _: str) -> None:
+    assert (await client.jobs.page()).jobs
+    assert [each async for each in client.jobs.list(state=["in_flight", "retrying", "parked", "failed"])]
+
+
+async def acts(client: Client, _: str) -> None:
+    for act in ("run_now", "move", "replay", "cancel"):
+        plan = await client.jobs.plan(act, tenant="acme", to="high" if act == "move" else "")  # type: ignore[arg-type]
+        outcome = await client.jobs.act(plan, by="anna")
+        assert (outcome.failed, outcome.unaudited) == ([], "")
+
+
+async def audit(client: Client, _: str) -> None:
+    async with client.audit.act("pause", {"tenant": "acme"}, by="anna") as line:
+        pass
+    assert line.problem == ""
+    (found,) = [each async for each in client.audit.find(newer="1h")]
+    assert (found.nats_user, found.os_user) == ("less", "anna")
+
+
 # the permissions that docs/configuration.md lists
 
 
@@ -341,7 +361,7 @@ def documented(*rows: str) -> tuple[list[str], list[str]]:
 ROWS = [
     "a plain publisher of one tenant", "a producer with aiqueue", "if it delays jobs", "if it puts or reads documents",
     "if it waits for results", "if it cancels jobs", "if it reruns", "if it pauses", "if it lists workers",
-    "if it asks [why jobs wait]",
+    "if it asks [why jobs wait]", "if it lists jobs", "if it acts on", "if its acts are to be", "if it reads the audit",
 ]  # fmt: skip
 
 
@@ -351,6 +371,7 @@ ROWS = [
         (enqueue, ROWS[:2]), (delayed, ROWS[:3]), (documents, [*ROWS[:2], ROWS[3]]), (result, [*ROWS[:2], ROWS[4]]),
         (stream, [*ROWS[:2], ROWS[4]]), (cancel, [*ROWS[:2], ROWS[5]]), (rerun, [*ROWS[:2], ROWS[6]]),
         (pauses, [ROWS[7]]), (workers, [ROWS[8]]), (explain, [*ROWS[:2], ROWS[9]]),
+        (lists, [ROWS[10]]), (acts, ROWS[10:13]), (audit, ROWS[12:14]),
     ],
 )  # fmt: skip
 async def test_the_documented_permissions_suffice(

@@ -135,7 +135,7 @@ class MoveMany:
         """Pause the consumers of these lanes while the block runs. Raises Conflict."""
         ours: list[str] = []
         try:
-            await asyncio.gather(*(self._pause(family, name, ours) for name in names.values()))
+            await asyncio.gather(*(self._pause(family, name, ours) for name in set(names.values())))
             yield
         finally:
             await asyncio.gather(*(self._resume(family, name) for name in ours))

@@ -14,6 +14,8 @@ from typer.testing import CliRunner, Result
 
 import aiqueue
 from aiqueue.cli.app import app
+from aiqueue.client.job_calls import Jobs
+from aiqueue.inspect import job_list
 
 from ..support import Account, create_streams
 
@@ -76,6 +78,23 @@ def test_jobs_are_listed_with_their_messages_and_page_by_page(cli: Cli, tenant: 
     found = json.loads(cli("jobs", "--tenant", tenant, "--where", "n=1", "--no-payload", "--json").stdout)
     assert [(each["job_id"], each["payload"]) for each in found["jobs"]] == [(ids[1], None)]
     assert cli("jobs", "--tenant", tenant, "--state", "failed").stdout == "no jobs match\n"
+
+
+def test_an_interrupted_list_says_where_to_go_on(cli: Cli, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tenant, 3)
+    page = Jobs.page
+
+    async def interrupted(jobs: Jobs, **options: Any) -> Any:
+        if options.get("cursor"):
+            raise KeyboardInterrupt
+        return await page(jobs, **options)
+
+    monkeypatch.setattr(Jobs, "page", interrupted)
+    monkeypatch.setattr(job_list, "SEARCHED_MAX", 1)
+    done = cli("jobs", "--tenant", tenant)
+    assert done.exit_code != 0
+    assert "interrupted after 1 stored job searched: go on with --cursor AI_AGENT_TASKS." in done.stderr
+    assert done.stdout == ""
 
 
 def test_a_dry_run_counts_and_the_act_leaves_out_what_came_later(cli: Cli, tenant: str) -> None:

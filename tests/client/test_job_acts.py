@@ -6,15 +6,18 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import aiqueue
+from aiqueue import testing
 from aiqueue.client.job_plans import JobPlan
 from aiqueue.errors import BadInput, JobCancelled, JobFailed
+from aiqueue.testing.server import settings_of_account
 
-from ..support import Eventually
+from ..support import Account, Eventually
 
 TENANT = "acme"
 
@@ -256,3 +259,38 @@ async def test_an_act_of_a_program_is_not_in_the_audit_and_an_operators_is(clien
     assert line.nats_user == client.settings.user
     assert line.ended_at is not None
     assert abs(line.begun_at - before) < 5
+
+
+SHARED = """
+[family]
+name = "shared.jobs"
+default_kind = "shared"
+priorities = ["high", "normal", "low"]
+lanes = "shared"
+[stream]
+name = "SHARED_JOBS"
+"""
+
+
+class Shared(aiqueue.Message, kind="shared", family="shared.jobs"):
+    n: int = 0
+
+
+async def test_jobs_of_many_tenants_in_one_shared_lane_are_moved(account: Account, tmp_path: Path) -> None:
+    (tmp_path / "shared.toml").write_text(SHARED)
+    settings = settings_of_account(account).with_arguments(streams=tmp_path)
+    runs: Counter[int] = Counter()
+    worker = aiqueue.Worker(families=["shared.jobs"])
+
+    @worker.handle(Shared)
+    async def shared(job: aiqueue.Job[Shared]) -> int:
+        runs[job.message.n] += 1
+        await asyncio.sleep(0.02)
+        return job.message.n
+
+    async with testing.client(settings, families=["shared.jobs"]) as client, worker.running(client):
+        handles = [await client.enqueue(Shared(n=n), tenant=f"t{n}", priority="low") for n in range(30)]
+        outcome = await client.jobs.act(await client.jobs.plan("move", to="high", family="shared.jobs"))
+        assert outcome.failed == []
+        assert [await each.result(20) for each in handles] == list(range(30))
+    assert Counter(runs.values()) == {1: 30}

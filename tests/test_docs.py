@@ -35,7 +35,7 @@ from .support import ROOT, Account
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK_S = 60
-GROUPS = ("dead", "documents", "gateway", "inbox", "limits", "rag", "schedule")  # verbs with verbs of their own
+GROUPS = ("dead", "documents", "gateway", "inbox", "jobs", "limits", "rag", "schedule")  # verbs with verbs of their own
 NESTED = (["gateway", "keys"],)  # and with such as have some, too
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
@@ -212,7 +212,7 @@ def commands() -> list[Command]:
             continue
         depth = 4 if words[1:3] in NESTED else 3 if words[1] in GROUPS else 2
         verbs = words[1:depth]
-        plain = tuple(word for word in verbs if re.fullmatch(r"[a-z]+", word))
+        plain = tuple(word for word in verbs if re.fullmatch(r"[a-z]+(-[a-z]+)*", word))
         options = tuple(word.partition("=")[0] for word in words if word.startswith("--"))
         found.add(Command(page, plain, options))
     return sorted(found)
@@ -246,11 +246,11 @@ def test_no_help_has_a_word_in_brackets_which_a_terminal_does_not_show() -> None
 
 def test_every_verb_is_in_the_readme() -> None:
     page = (ROOT / "README.md").read_text()
-    verbs = re.findall(r"^\W*([a-z]+)\s{2,}[A-Z]", help_of().partition("Commands")[2], re.MULTILINE)
+    verbs = re.findall(r"^\W*([a-z-]+)\s{2,}[A-Z]", help_of().partition("Commands")[2], re.MULTILINE)
     verbs += [
         f"{group} {verb}"
         for group in GROUPS
-        for verb in re.findall(r"^\W*([a-z]+)\s{2,}[A-Z]", help_of(group).partition("Commands")[2], re.MULTILINE)
+        for verb in re.findall(r"^\W*([a-z-]+)\s{2,}[A-Z]", help_of(group).partition("Commands")[2], re.MULTILINE)
     ]
     assert {"apply", "work", "dead ls"} <= set(verbs)
     assert [verb for verb in verbs if not re.search(rf"aiqueue {verb}\b", page)] == []

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 PAUSED_S = 3.0  # how long a consumer is paused while it is checked before its removal
 DELETE_WITHIN_S = 2.0  # the end of the pause, which is left for the server to come to the removal
 PAUSE_EXACT_S = 2e-6  # how exactly the server returns the end of a pause
+NEW_S = 0.2  # a consumer that was created so long before the answer was made by it
 REMOVE_API_S = 1.0  # timeout of each request meanwhile
 REPORTED_MAX = 1_000
 
@@ -29,6 +30,7 @@ class LaneConsumers:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._reported: set[str] = set()
+        self.removes = True  # False: consumers have replicas, and stay
 
     async def create(self, family: Family, lane: Lane, config: dict[str, Any]) -> dict[str, Any]:
         """Create a lane's consumer, and return the server's information about it.
@@ -37,14 +39,16 @@ class LaneConsumers:
         2. It exists with other settings: it is used all the same, because it has the same jobs; this is reported.
         3. It vanishes meanwhile: raises Unavailable.
 
-        The information is requested separately: when a consumer exists already, the answer to CREATE may show the time
-        of the server's restart as its creation time (docs/decisions/journal-runs.md).
+        The information on one that is not new is requested separately: the answer to CREATE may show the time of the
+        server's restart as its creation time (docs/decisions/journal-runs.md).
         """
         name = f"{family.stream}.{config['durable_name']}"
         request = {"stream_name": family.stream, "config": config, "action": "create"}
         mismatch = None
         try:
-            await self._connection.api(f"CONSUMER.CREATE.{name}.{config['filter_subject']}", request)
+            created = await self._connection.api(f"CONSUMER.CREATE.{name}.{config['filter_subject']}", request)
+            if _is_new(created):
+                return created
         except ConfigMismatch as error:
             if "already exists" not in str(error):
                 raise
@@ -71,6 +75,8 @@ class LaneConsumers:
         It is paused and checked again before it is deleted: otherwise it could deliver a job between check and
         deletion, and the job would be delivered twice.
 
+        0. It has replicas: return False. An ack that they do not have yet would be lost with the consumer, and a
+           replica of the stream that lags would deliver what is done already.
         1. It is in use before or during the pause: end the pause, return False.
         2. Another worker has paused it, before or meanwhile: leave it to that worker, return True.
         3. It is unused, and the pause is certain to hold: delete it, return True.
@@ -83,6 +89,9 @@ class LaneConsumers:
         before = await request("INFO")
         if before.get("paused"):
             return True
+        if (before.get("cluster") or {}).get("replicas"):
+            self.removes = False
+            return False
         if not _is_unused(before, with_backlog=with_backlog):
             return False
         # random microseconds distinguish this pause from those of other workers
@@ -99,23 +108,11 @@ class LaneConsumers:
             and self._connection.connected
         )
         unused = _is_unused(after, with_backlog=with_backlog) and after["created"] == before["created"]
-        if holds and unused and not await self._has_acks_under_way(name, after):
+        if holds and unused:
             await request("DELETE")
             return True
         await request("PAUSE", {})
         return False
-
-    async def _has_acks_under_way(self, name: str, info: dict[str, Any]) -> bool:
-        """Whether the stream still stores jobs whose acks the consumer has counted.
-
-        In a cluster an ack goes to the replicas first. Is its consumer deleted meanwhile, then the ack is lost, and the
-        next consumer delivers the job again.
-        """
-        if not info.get("cluster"):
-            return False
-        request = {"subjects_filter": info["config"]["filter_subject"]}
-        found = await self._connection.api(f"STREAM.INFO.{name.partition('.')[0]}", request, timeout=REMOVE_API_S)
-        return bool(sum((found["state"].get("subjects") or {}).values()) > info["num_pending"])
 
     # -- reports
 
@@ -146,6 +143,12 @@ class LaneConsumers:
         if str(lane) not in self._reported:
             self._reported.add(str(lane))
             log.error("lane %s %s: %s", lane, "has drifted" if served else "cannot be served", problem)
+
+
+def _is_new(info: dict[str, Any]) -> bool:
+    """Whether an answer to CREATE is about a consumer that was not there before, on a server of its own."""
+    age_s = timestamp(info["ts"]) - timestamp(info["created"])
+    return "cluster" not in info and not info["delivered"]["consumer_seq"] and age_s < NEW_S
 
 
 def _is_unused(info: dict[str, Any], *, with_backlog: bool) -> bool:

@@ -14,6 +14,8 @@ from . import fairness
 from .key_pool import KeyPool
 from .refusals import PullLimits
 
+SETTLED_S = 0.1  # after the last delivery of a lane to be removed: by then its ack should have reached the server
+
 
 class Delivery:
     """A leased job as it arrived from the server.
@@ -177,7 +179,7 @@ class LanePull(fairness.StrideState):
     pool: KeyPool | None = None  # the credits of its key: without one, it is not pulled on
     asking: int = 0  # deliveries in the worker that wait for a credit
     may_wait: bool = False  # it may have to stand in line
-    was_in_use: bool = False  # when its consumer was to be removed because it was drained
+    settle_s: float = SETTLED_S  # before the next try to remove its consumer
     in_line: bool = False  # it stands in line, so it gets no pull; what still arrives is run
     turn_at: float = 0.0  # when it last began to hold jobs or had its turn in line, monotonic seconds
     turn_pass: float = 0.0  # its pass value then

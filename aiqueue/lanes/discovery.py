@@ -23,7 +23,7 @@ from ..subjects import Lane
 from ..topology import Family
 from . import line
 from .consumers import PAUSED_S, LaneConsumers
-from .delivery import LanePull
+from .delivery import SETTLED_S, LanePull
 from .key_gate import KeyGate
 from .line import LaneInLine
 from .puller import Puller
@@ -36,8 +36,7 @@ IDLE_S = 60.0  # a lane without a job for this long is released; the server remo
 CREATE_AT_ONCE_MAX = 16
 FEW_LANES = line.FEW_LANES  # with more open lanes, one in memory that had a backlog is removed when drained
 BACKLOG_MIN = 8  # jobs; a lane with fewer is not worth the cost of removing its consumer
-SETTLED_S = 0.1  # after the last delivery of a lane to be removed: by then its ack should have reached the server
-SETTLED_MAX_S = 5.0  # doubled up to this after each try, for a lane in line whose jobs are in flight
+SETTLED_MAX_S = 5.0  # between two tries to remove a consumer; doubled up to this after each
 REMOVE_AT_ONCE_MAX = 64
 RECREATE_AFTER_S = 0.25  # earlier, the server may still remove the former consumer: docs/decisions/lane-made-anew.md
 SUBJECTS_PAGE = 100_000  # the server's page size for the subjects of STREAM.INFO
@@ -80,8 +79,9 @@ class LaneDiscovery:
         self._settling: set[LanePull] = set()
         self._removing: dict[Lane, bool] = {}  # True: jobs were reported meanwhile, so open the lane again
         self.rotation = Rotation(
-            puller, opening=self._opening, removing=self._removing, enter=self._begin_turn, leave=self._end_turn
-        )
+            puller, opening=self._opening, settling=self._settling, removing=self._removing,
+            enter=self._begin_turn, leave=self._end_turn,
+        )  # fmt: skip
         self._remove_limit = asyncio.Semaphore(REMOVE_AT_ONCE_MAX)
         self._remove_tasks: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -337,7 +337,7 @@ class LaneDiscovery:
             self._begin_opening(self._families[lane.family], waiting)
             return
         pull.jobs_reported_at = waiting.reported_at
-        pull.remove_when_drained = not waiting.hinted
+        pull.remove_when_drained, pull.settle_s = not waiting.hinted, SETTLED_S
         self._puller.begin_turn(pull, waiting.jobs)
         self._changed()
 
@@ -348,8 +348,8 @@ class LaneDiscovery:
         self._puller.end_turn(pull)
         waiting = LaneInLine(pull.key, pull.rank, served_at, now, jobs=pull.pending, weight=pull.weight, hinted=hinted)
         self.rotation.add(waiting)
-        if removal_pays and pull not in self._settling:
-            self._settle(pull, SETTLED_S)
+        if removal_pays and pull not in self._settling and self._consumers.removes:
+            self._settle(pull)
         self._changed()
 
     def _forget_empty(self, family: Family, asked_at: float) -> None:
@@ -372,27 +372,30 @@ class LaneDiscovery:
             return True
         has_line = bool(self.rotation.line)
         is_many = self._families[pull.key.family].lane_storage == "memory" and len(self._open) > FEW_LANES
-        if self._stopped or not (has_line or is_many):
+        if self._stopped or not (has_line or is_many) or not self._consumers.removes:
             return False
-        self._settle(pull, SETTLED_S)
+        self._settle(pull)
         return True
 
-    def _settle(self, pull: LanePull, settled_s: float) -> None:
-        """Remove a lane's consumer after so many seconds, if it is unused then."""
+    def _settle(self, pull: LanePull) -> None:
+        """Remove a lane's consumer after `settle_s` seconds, if it is unused then."""
         self._settling.add(pull)
-        asyncio.get_running_loop().call_later(settled_s, self._start_removal, pull, settled_s)
+        asyncio.get_running_loop().call_later(pull.settle_s, self._start_removal, pull)
 
-    def _start_removal(self, pull: LanePull, settled_s: float) -> None:
+    def _settle_later(self, pull: LanePull) -> None:
+        pull.settle_s = min(SETTLED_MAX_S, 2 * pull.settle_s)
+        self._settle(pull)
+
+    def _start_removal(self, pull: LanePull) -> None:
         if not self._stopped:
-            task = asyncio.create_task(self._remove_lane(pull, settled_s))
+            task = asyncio.create_task(self._remove_lane(pull))
             self._remove_tasks.add(task)
             task.add_done_callback(self._remove_tasks.discard)
 
-    async def _remove_lane(self, pull: LanePull, settled_s: float) -> None:
-        """Remove the consumer of a lane that is drained or in line.
+    async def _remove_lane(self, pull: LanePull) -> None:
+        """Remove the consumer of a lane that is drained or in line. If that fails, try again later.
 
-        If it is drained: pull on it again if there are jobs or a hint, or if the removal fails. If it is in line: try
-        again later, while its jobs are in flight.
+        A drained lane is pulled on again meanwhile, and stays after some tries, or if there are jobs or a hint.
         """
         async with self._remove_limit:
             self._settling.discard(pull)
@@ -400,7 +403,7 @@ class LaneDiscovery:
                 return
             in_line = pull.in_line
             if in_line and not pull.idle:
-                self._settle(pull, min(SETTLED_MAX_S, 2 * settled_s))
+                self._settle_later(pull)
                 return
             if not (in_line or (pull.remove_when_drained and pull.idle and pull.pending <= 0)):
                 self._puller.pull_again(pull)  # jobs or a hint came meanwhile
@@ -419,11 +422,11 @@ class LaneDiscovery:
             finally:
                 wanted = self._removing.pop(pull.key)
         if not removed and not self._stopped:
-            if in_line:
-                self._settle(pull, min(SETTLED_MAX_S, 2 * settled_s))
-            else:  # it may hold jobs; perhaps only an ack was late
-                pull.pending, pull.remove_when_drained = 1, not pull.was_in_use
-                pull.was_in_use = True
+            if not in_line:  # it may hold jobs
+                pull.pending, pull.remove_when_drained = 1, pull.settle_s < SETTLED_MAX_S
+                pull.settle_s = min(SETTLED_MAX_S, 2 * pull.settle_s)
+            elif self._consumers.removes:
+                self._settle_later(pull)
             self._open_pull(pull)
         elif wanted:
             self._want_lane(pull.key, jobs=1)

@@ -23,6 +23,7 @@ from .fairness import AGED_AFTER_S
 LIVE_MAX = 64  # places
 FEW_LANES = 128  # up to so many lanes are all live
 AHEAD = 16  # beyond LIVE_MAX, for lanes that follow others: their consumers are created meanwhile
+LEAVING_MAX = 32  # consumers that are about to be removed; each one more takes a place, as it still costs every ack
 NEW_PLACES = 16  # beyond these, for lanes that have come lately
 AGED_PLACES = 16  # and for lanes of each lower priority
 ROUND_S = 3.5  # in which each lane is to have its turn
@@ -186,9 +187,11 @@ class Line:
         """Return how many lanes of higher priorities than this wait."""
         return sum(len(queue) for (each, _), queue in self._queues.items() if each < rank)
 
-    def take(self, ranks: Collection[int], now: float, *, skip: Container[Lane] = ()) -> list[LaneInLine]:
-        """Take out the lanes that get a place, in this order. `ranks`: of the lanes that have one. `skip`: lanes that
-        cannot be pulled on at the moment.
+    def take(
+        self, ranks: Collection[int], now: float, *, leaving: int = 0, skip: Container[Lane] = ()
+    ) -> list[LaneInLine]:
+        """Take out the lanes that get a place, in this order. `ranks`: of the lanes that have one. `leaving`: consumers
+        that are about to be removed. `skip`: lanes that cannot be pulled on at the moment.
         """
         taken: list[LaneInLine] = []
         skipped: list[LaneInLine] = []
@@ -207,7 +210,7 @@ class Line:
             return False
 
         for rank in sorted({rank for rank, _ in self._queues}):
-            while lanes + len(taken) < LIVE_MAX + AHEAD:
+            while lanes + len(taken) + max(0, leaving - LEAVING_MAX) < LIVE_MAX + AHEAD:
                 if take(rank, is_new=self._new_is_next):
                     self._new_is_next = not self._new_is_next
                 elif not take(rank, is_new=not self._new_is_next):

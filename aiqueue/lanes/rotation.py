@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from ..subjects import Lane
 from . import line
@@ -16,15 +16,18 @@ from .puller import Puller
 log = logging.getLogger(__name__)
 
 STEP_S = 0.01
+LEAVING_S = 0.4  # between two tries to remove a consumer: kept for longer than it takes the server to see an ack
 RATE_OVER_S = 0.5  # how far back the rate of jobs is measured
 
 
 class Rotation:
     """Ends the turns of lanes, and lets lanes in line have theirs. Nothing runs while no lane stands in line.
 
-    `opening`: lanes that have a place and are not pulled on yet, with their ranks. `removing`: lanes that cannot have
-    one at the moment. `enter` gets each lane whose turn begins, `leave` each whose turn has ended, and whether removing
-    its consumer pays.
+    - `opening`: lanes that have a place and are not pulled on yet, with their ranks.
+    - `settling`: lanes whose consumers are about to be removed. `removing`: those that it is done to, which cannot have
+      a place at the moment.
+    - `enter` gets each lane whose turn begins, `leave` each whose turn has ended, and whether removing its consumer
+      pays.
     """
 
     def __init__(
@@ -32,12 +35,14 @@ class Rotation:
         puller: Puller,
         *,
         opening: Mapping[Lane, int],
-        removing: Container[Lane],
+        settling: Collection[LanePull],
+        removing: Collection[Lane],
         enter: Callable[[LaneInLine], None],
         leave: Callable[[LanePull, bool], None],
     ) -> None:
         self._puller = puller
         self._opening = opening
+        self._settling = settling
         self._removing = removing
         self._enter = enter
         self._leave = leave
@@ -101,8 +106,12 @@ class Rotation:
                 self._leave(lane, line.removal_pays(lane.turn_jobs * lane.weight, wanting))
         if self.line:
             ranks = [*(lane.rank for lane in placed if not lane.in_line), *self._opening.values()]
-            for waiting in self.line.take(ranks, now, skip=self._removing):
+            for waiting in self.line.take(ranks, now, leaving=self._count_leaving(), skip=self._removing):
                 self._enter(waiting)
+
+    def _count_leaving(self) -> int:
+        """Return how many consumers are about to go. Not those that jobs have kept for long."""
+        return len(self._removing) + sum(each.settle_s <= LEAVING_S for each in self._settling)
 
 
 class _Rate:

@@ -113,6 +113,7 @@ VIEWS: dict[str, list[str]] = {
     "lanes": ["inspect", "agent.tasks"],
     "dead letters": ["dead", "ls"],
     "audit": ["audit", "--limit", "1000"],
+    "workers": ["workers"],
     "pauses": ["pause"],
     "limits": ["limits", "ls"],
     "schedules": ["schedule", "ls"],
@@ -123,6 +124,7 @@ VIEWS: dict[str, list[str]] = {
     **{f"job ok-{number}": ["inspect", f"ok-{number}", "--tenant", "ran"] for number in range(len(HOSTILE))},
     **{f"job bad-{number}": ["inspect", f"bad-{number}", "--tenant", "ran"] for number in range(0, 30, 5)},
     **{f"job later-{number}": ["inspect", f"later-{number}", "--tenant", TENANT] for number in range(0, 30, 5)},
+    **{f"why later-{number}": ["explain", f"later-{number}", "--tenant", TENANT] for number in range(0, 30, 5)},
     **{f"dead letter {seq}": ["dead", "show", f"{seq}"] for seq in range(1, 31, 3)},
     **{f"output ok-{number}": ["tail", f"ok-{number}", "--tenant", "ran"] for number in range(0, 30, 5)},
 }

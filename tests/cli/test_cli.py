@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -863,6 +864,21 @@ class TestOutput:
 
     def test_terminal_commands_in_foreign_text_are_shown_and_not_obeyed(self) -> None:
         assert output.escape_controls("a\x1b[2Jb\x9b\u202ec\n\td") == "a\\x1b[2Jb\\x9b\\u202ec\n\td"
+
+    def test_no_character_that_changes_the_direction_of_text_reaches_a_terminal(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        controls = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+        marks = [each for each in map(chr, range(0x3000)) if unicodedata.bidirectional(each) in controls]
+        marks += ["\u061c", "\u200e", "\u200f"]  # unseen, and of the class of a letter
+        assert len(marks) == 12
+        assert output.escape_controls("\u05d0") == "\u05d0"  # a letter of Hebrew is shown
+        for mark in [*marks, "\x9b", "\x7f"]:
+            assert output.escape_controls(mark) == mark.encode("unicode_escape").decode()
+            output.print_json({"text": mark})
+            printed = capsys.readouterr().out
+            assert mark not in printed
+            assert json.loads(printed) == {"text": mark}
 
     @pytest.mark.parametrize("edge", [80, 120])
     def test_table_keeps_within_the_edge_and_ids_whole(

@@ -46,9 +46,14 @@ class BlockedReport:
             return
         self._blocked_since, self._where = time.monotonic() - blocked_s, where
         if self._thread is None or (self._over.is_set() and not self._thread.is_alive()):
-            self._over = threading.Event()
-            self._thread = threading.Thread(target=self._run, args=(self._over,), name="aiqueue-blocked", daemon=True)
-            self._thread.start()
+            over = threading.Event()
+            thread = threading.Thread(target=self._run, args=(over,), name="aiqueue-blocked", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the process may have no more threads; the watchdog has to go on
+                log.debug("worker %s cannot be announced while its event loop is blocked: %s", self._name, error)
+                return
+            self._over, self._thread = over, thread
 
     async def stop(self) -> None:
         """Write nothing more. Safe twice."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -13,9 +14,12 @@ from typer.testing import CliRunner
 import aiqueue
 from aiqueue import headers
 from aiqueue.cli.app import app
+from aiqueue.config import Settings
 from aiqueue.inspect import Subject, describe_waiting, examine, read_waiting_kinds
 from aiqueue.lanes import WorkerRecords
+from aiqueue.topology import Topology
 from aiqueue.worker import announcer, unknown_kinds
+from aiqueue.worker.blocked_report import BlockedReport
 from aiqueue.worker.unknown_kinds import UnknownKinds
 
 from ..support import NatsProcess, create_streams, eventually
@@ -246,3 +250,18 @@ async def test_a_worker_runs_without_the_permission_to_announce_itself(own_serve
         async with worker_of(Known, ran).running(less):
             await every.enqueue(Known(n=7), tenant="acme")
             await eventually(lambda: ran == [7])
+
+
+def test_a_process_without_a_thread_for_the_record_of_a_blocked_loop_keeps_its_watchdog(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`note` is called in the watchdog's thread, which ended: a loop that hangs for ever was never ended then."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    report = BlockedReport(Settings, Topology.load(), "one", dict)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    report.note(60.0, "app.py:1 in f")
+    report.note(0.0, "")
+    report.note(61.0, "app.py:1 in f")

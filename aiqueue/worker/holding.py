@@ -96,25 +96,18 @@ class Holding:
         already), "running", or "result" (the job has ended, and its result waits for room on the server). Times are in
         seconds since the epoch.
         """
+        watched = self._cancellations.watched if self._cancellations is not None else []
+        contexts = {id(each.delivery): each for each in watched if isinstance(each, JobContext)}
         for delivery in [*self._running.values(), *self._waiting]:
-            if delivery.lane.key.family == family and self._has_id(delivery, tenant, job_id):
-                return self._describe(delivery)
+            context = contexts.get(id(delivery))
+            if delivery.lane.key.family == family and _has_id(delivery, context, tenant, job_id):
+                return self._describe(delivery, context)
         journal = self._families[family].journal
         if journal and self._holds_result(subjects.journal(journal, tenant, job_id)):
             return {**self._worker, "state": "result"}
         return None
 
-    def _has_id(self, delivery: Delivery, tenant: str, job_id: str) -> bool:
-        if headers.JOB_ID in delivery.message.headers:
-            return _is_job(delivery, tenant, job_id)
-        context = self._context_of(delivery)  # a plain publisher's job: its id is known once its body was read
-        return context is not None and delivery.tenant == tenant and context.job_id == job_id
-
-    def _context_of(self, delivery: Delivery) -> JobContext | None:
-        watched = self._cancellations.watched if self._cancellations is not None else []
-        return next((each for each in watched if isinstance(each, JobContext) and each.delivery is delivery), None)
-
-    def _describe(self, delivery: Delivery) -> dict[str, Any]:
+    def _describe(self, delivery: Delivery, context: JobContext | None) -> dict[str, Any]:
         now = time.time()
         found = {
             **self._worker, "seq": delivery.seq, "deliveries": delivery.delivery_count,
@@ -122,7 +115,6 @@ class Holding:
         }  # fmt: skip
         if delivery.location not in self._running:
             return {**found, "state": "waiting"}
-        context = self._context_of(delivery)
         if context is None:
             return {**found, "state": "starting"}
         handler = self._handlers.get((delivery.lane.key.family, context.kind))
@@ -152,6 +144,13 @@ class Holding:
 
 def _is_job(delivery: Delivery, tenant: str, job_id: str) -> bool:
     return delivery.tenant == tenant and delivery.message.headers.get(headers.JOB_ID, job_id) == job_id
+
+
+def _has_id(delivery: Delivery, context: JobContext | None, tenant: str, job_id: str) -> bool:
+    if headers.JOB_ID in delivery.message.headers:
+        return _is_job(delivery, tenant, job_id)
+    # a plain publisher's job: its id is known once its body was read
+    return context is not None and delivery.tenant == tenant and context.job_id == job_id
 
 
 def _place_of(handler: Handler | None) -> str:

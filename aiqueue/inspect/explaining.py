@@ -18,7 +18,7 @@ from .explanation import REMEDIES, Explanation, JobEvidence, LaneEvidence
 from .found_job import FoundJob, has_declared_lane, is_cancelled, is_written_by, lane_and_kind
 from .lane_evidence import LaneReader
 from .lookup import JobStats, describe_found, find_and_describe, find_enqueued
-from .reasons import decide
+from .reasons import choose, decide, describe
 from .stats import count_messages
 from .ticks import explain_tick
 from .workers import ASK_S, Holder, WorkerStats, ask_holder
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..limits import Rules
 
 STREAM_INFO_S = 1.0
+NAMED_S = 1.0  # how long a worker is waited for whose record lists the job: its event loop may be busy
 SOON_S = 0.09  # how long the holder, and then perhaps one worker by name, is waited for in an error of a timeout
 STRANDED_MAX = 10_000  # notices of the server about one lane that are read
 
@@ -93,7 +94,10 @@ async def explain_lane(
         return None
     delivered = seq <= evidence.consumer.get("delivered", {}).get("stream_seq", 0)
     stats = JobStats(job_id, family.name, lane.tenant, "in_flight" if delivered else "queued", lane.priority)
-    return decide(JobEvidence(stats, connection.clock.now(), lane=evidence, seq=seq, delivered=delivered))
+    known = JobEvidence(stats, connection.clock.now(), lane=evidence, seq=seq, delivered=delivered)
+    if delivered not in evidence.said:
+        evidence.said[delivered] = choose(known)
+    return describe(known, evidence.said[delivered])
 
 
 async def _read(
@@ -130,7 +134,8 @@ async def _read(
     if not found.delivered:
         place = await _find_place(connection, evidence, stored)
     elif has_asked and holder is None:
-        holder, silent = await _ask_by_name(connection, evidence, stats, stored.seq, ask_s)
+        named_s = NAMED_S if ask_s == ASK_S else ask_s
+        holder, silent = await _ask_by_name(connection, evidence, stats, stored.seq, named_s)
     return replace(
         known, lane=evidence, place=place, holder=holder, has_asked=has_asked, silent=silent, stranded=stranded,
         unknown=unknown,
@@ -264,7 +269,9 @@ async def _explain_silence(
     ]
     if not silent:
         raise error
-    text = f"{'stream' if len(silent) == 1 else 'streams'} {', '.join(silent)} do not answer: they have no leader"
+    text = f"stream {silent[0]} does not answer: it has no leader"
+    if len(silent) > 1:
+        text = f"streams {', '.join(silent)} do not answer: they have no leader"
     stats = JobStats(subjects.job_id(job_id), family or "", tenant or "", "unknown")
     return replace(
         decide(JobEvidence(stats, connection.clock.now())), reason="no_answer", text=text, evidence=(str(error),),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import JobState
@@ -114,6 +114,8 @@ class LaneEvidence:
     - `consumer`: the server's information about the lane's consumer; empty: there is none.
     - `workers`: all that are alive. `pending`: jobs of each lane of the family that no worker holds.
     - `limits`: the rules that hold for the lane's key, with the use that counts for this lane.
+    - `serving`: the workers that are there for its family and tenant. `said`: what was decided of its jobs from their
+      lane alone, by whether they were delivered.
     """
 
     family: Family
@@ -124,11 +126,13 @@ class LaneEvidence:
     pending: Mapping[Lane, int] | None
     limits: tuple[tuple[LimitStats, LimitUse], ...] = ()
     unknown: tuple[str, ...] = ()
+    serving: tuple[WorkerStats, ...] = field(init=False)
+    said: dict[bool, Found] = field(default_factory=dict, init=False, compare=False)
 
-    @property
-    def serving(self) -> tuple[WorkerStats, ...]:
-        """The workers that are there for its family and tenant."""
-        return tuple(each for each in self.workers or () if each.serves_lane(self.family.name, self.lane.tenant))
+    def __post_init__(self) -> None:
+        name, tenant = self.family.name, self.lane.tenant
+        serving = tuple(each for each in self.workers or () if each.serves_lane(name, tenant))
+        object.__setattr__(self, "serving", serving)
 
     @property
     def is_pulled(self) -> bool:

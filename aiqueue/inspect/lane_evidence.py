@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..connection import Connection
@@ -16,34 +16,37 @@ from .explanation import LaneEvidence
 from .limit_stats import LimitStats, LimitUse, read_limits
 from .pauses import read_pauses
 from .stats import count_pending
-from .workers import read_workers
+from .workers import WorkerStats, read_workers
 
 if TYPE_CHECKING:
     from ..limits import Rules
 
 T = TypeVar("T")
 VALID_S = 1.0  # how long what was read of a lane is used again
-LANES_MAX = 1_000
 
 
 class LaneReader:
-    """Reads lanes. What was read less than VALID_S ago is not read again; several callers wait for one read."""
+    """Reads lanes. What was read less than VALID_S ago is not read again; several callers wait for one read, and lanes
+    share what does not depend on them: with thousands of workers and lanes that is nearly all of it.
+    """
 
     def __init__(self, connection: Connection, topology: Topology, rules: Rules | None = None) -> None:
         self._connection, self._topology, self._rules = connection, topology, rules
         self._denied: dict[str, str] = {}  # what this user may not read, and why: not asked again
-        self._reads: dict[tuple[Lane, str], tuple[float, asyncio.Task[LaneEvidence]]] = {}
+        self._reads: dict[Hashable, tuple[float, asyncio.Task[Any]]] = {}  # the oldest first
 
     async def read(self, family: Family, lane: Lane, key: str = "") -> LaneEvidence:
         """Return what is known of a lane. `key`: the value of its limited key. Raises nothing that one part raises."""
-        now, asked = time.monotonic(), (lane, key)
-        at, task = self._reads.get(asked, (0.0, None))
-        if task is None or now - at > VALID_S:
-            if len(self._reads) >= LANES_MAX:
-                self._reads.clear()
-            task = asyncio.create_task(self._read(family, lane, key))
-            self._reads[asked] = now, task
-        return await asyncio.shield(task)
+        return await self._once((lane, key), lambda: self._read(family, lane, key))
+
+    async def _once(self, what: Hashable, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        now = time.monotonic()
+        while self._reads and now - next(iter(self._reads.values()))[0] > VALID_S:
+            self._reads.pop(next(iter(self._reads)))
+        if what not in self._reads:
+            self._reads[what] = now, asyncio.create_task(read())
+        found: T = await asyncio.shield(self._reads[what][1])
+        return found
 
     async def _read(self, family: Family, lane: Lane, key: str) -> LaneEvidence:
         unknown: list[str] = []
@@ -62,16 +65,24 @@ class LaneReader:
 
         consumer, workers, pauses, pending, limits = await asyncio.gather(
             part("who asks for jobs of its lane", lambda: self._read_consumer(family, lane)),
-            part("who works", lambda: read_workers(self._connection, self._topology)),
-            part("what is paused", lambda: read_pauses(self._connection, self._topology)),
-            part("what waits in other lanes", lambda: count_pending(self._connection, family)),
+            part("who works", lambda: self._once("workers", self._read_workers)),
+            part("what is paused", lambda: self._once("pauses", self._read_pauses)),
+            part(
+                "what waits in other lanes",
+                lambda: self._once(family.name, lambda: count_pending(self._connection, family)),
+            ),
             part("the limits of its key", lambda: self._read_limits(family, lane, key)),
         )
         return LaneEvidence(
             family, lane._replace(tenant="*") if family.lanes == "shared" else lane, consumer,
-            None if workers is None else tuple(workers), None if pauses is None else ActivePauses(pauses), pending,
-            limits or (), tuple(unknown),
+            workers, pauses, pending, limits or (), tuple(unknown),
         )  # fmt: skip
+
+    async def _read_workers(self) -> tuple[WorkerStats, ...]:
+        return tuple(await read_workers(self._connection, self._topology, with_pauses=False))
+
+    async def _read_pauses(self) -> ActivePauses:
+        return ActivePauses(await read_pauses(self._connection, self._topology))
 
     async def _read_consumer(self, family: Family, lane: Lane) -> dict[str, Any]:
         """Return the information about the lane's consumer, empty if there is none."""

@@ -33,7 +33,9 @@ def describe_lane(found: JobEvidence) -> tuple[str, ...]:
     if lane is None:
         return ()
     said = []
-    if found.place is not None:
+    if found.place == 0:
+        said.append("it is the next one of its lane")
+    elif found.place is not None:
         said.append(f"{count(found.place, 'job')} of its lane {'is' if found.place == 1 else 'are'} before it")
     if lane.consumer:
         at_most = lane.consumer.get("config", {}).get("max_ack_pending", 0)
@@ -41,7 +43,8 @@ def describe_lane(found: JobEvidence) -> tuple[str, ...]:
         flight = f"{lane.consumer.get('num_ack_pending', 0):,} in flight{bound}"
         said.append(f"lane {lane.lane}: {lane.consumer.get('num_pending', 0):,} waiting, {flight}")
     elif lane.consumer is not None:
-        said.append(f"lane {lane.lane} has no consumer: no worker serves it at the moment")
+        why = "its turn has not come" if lane.serving else "no worker serves it"
+        said.append(f"lane {lane.lane} has no consumer at the moment: {why}")
     return tuple(said)
 
 
@@ -152,10 +155,12 @@ def _lost_holder(found: JobEvidence) -> Found | None:
     if each.state == "stalled" and each.blocked_at:
         text = f"worker {each.name} holds it, and its event loop is blocked for {short_duration(each.stalled_s)}"
         return Found("worker_stalled", text, (f"at {each.blocked_at}", heard), None, values)
-    if each.answers:
-        text = f"worker {each.name} on {each.host} has had it, and does not answer: it was killed, or is cut off"
+    if each.answers or each.state == "silent":
+        busy = "" if each.state == "silent" else ", or is too busy to answer"
+        text = f"worker {each.name} on {each.host} has had it, and does not answer: it was killed, or is cut off{busy}"
         return Found("worker_lost", text, (heard, _lease(found)), None, values)
-    text = f"worker {each.name} on {each.host} holds it, as its record says: it is of a version that says no more"
+    text = f"worker {each.name} on {each.host} holds it, as its record says; a former version, or one without the "
+    text += "permission, says no more"
     return Found("running", text, (heard,), None, values)
 
 
@@ -182,6 +187,9 @@ def _unserved(found: JobEvidence) -> Found | None:
             if lane.workers
             else "no worker is alive"
         )
+        if lane.consumer and (flight := lane.consumer.get("num_ack_pending")):
+            held = f"{count(flight, 'job')} of its lane {'is' if flight == 1 else 'are'} in flight"
+            others += f"; {held}, with workers that are lost, or that may not announce themselves"
         return Found("no_worker", f"no worker of {where} is running", (others, *said))
     if not serving:
         tenants = sorted({name for each in of_family for name in each.tenants or ()})
@@ -203,7 +211,7 @@ def _unable(found: JobEvidence, lane: LaneEvidence, serving: Sequence[WorkerStat
         return Found("workers_draining", f"all of its workers drain, and take no more jobs: {_names(heard)}", said)
     if not able:
         at = tuple(f"{each.name}: {each.blocked_at or 'it gets no jobs'}" for each in heard if each.state == "stalled")
-        text = f"all of its workers are stalled, or drain: {_names(heard)}"
+        text = f"all of its workers are stalled, disconnected, or drain: {_names(heard)}"
         return Found("workers_stalled", text, (*at[:NAMES_MAX], *said))
     kind = found.stats.kind
     if kind and not any(each.knows(lane.family.name, kind) for each in able):
@@ -263,8 +271,13 @@ def _delivered(found: JobEvidence) -> Found | None:
         return Found("delivered", "it was delivered to a worker, and has not ended", describe_lane(found))
     evidence = [f"no worker says that it holds it{since}", _lease(found)]
     if mute:
-        evidence.append(f"{_names(mute)}: of a version that does not answer")
-    text = "it was delivered to a worker and is not settled: the worker has gone, or gave it back, and it comes again"
+        evidence.append(f"{_names(mute)}: does not answer, for its version or its permissions")
+    if blocked := [each for each in found.lane.serving if each.blocked_at]:
+        evidence.append(f"{_names(blocked)}: the event loop is blocked, so it may hold the job and cannot say so")
+    text = (
+        "it was delivered to a worker and is not settled: the worker has gone, gave it back, or is too busy to answer; "
+        "it is delivered again"
+    )
     return Found("lease", text, tuple(evidence))
 
 
@@ -330,11 +343,15 @@ def _turn(found: JobEvidence) -> Found:
             f"{count(sum(others.values()), 'job')} of its priority in {count(len(others), 'other lane')}; lanes "
             f"take turns by weight, this tenant's is {weight:g}"
         )
-    if found.lane is not None and not found.lane.is_pulled and found.lane.serving:
-        said.append(
-            "no worker asks for jobs of its lane right now: lanes stand in line, or it is found within a second"
-        )
-    if found.place:
+    waits_for_pull = found.lane is not None and not found.lane.is_pulled and found.lane.serving
+    in_line = [each for each in _able(found) if each.in_line.get(found.stats.family)] if waits_for_pull else []
+    if waits_for_pull and not in_line:
+        said.append("no worker asks for jobs of its lane right now: it is found within a second")
+    if in_line:
+        lanes = count(sum(each.in_line[found.stats.family] for each in in_line), "lane")
+        said.append(f"{lanes} of its family in line, at {_names(in_line)}")
+        text = "it waits for its turn: its lane stands in line, for workers have more lanes with jobs than they pull on"
+    elif found.place:
         are = "is" if found.place == 1 else "are"
         text = f"it waits for its turn: {count(found.place, 'job')} of its lane {are} before it"
     elif higher or others:

@@ -15,7 +15,7 @@ from ..documents import Documents
 from ..enqueue import DeadLetters, Enqueued, Filter, Parking
 from ..errors import AccessDenied, AIQueueError, BadInput, JobState, NotFound
 from ..journal import CANCELLED, FAILED, RESULT, ChildRecord, Entry, entry_from_stored
-from ..lanes import ActivePauses, Pause, has_line
+from ..lanes import ActivePauses, Pause, Record, has_line
 from ..topology import Family, Topology
 from .children import ChildStats, TreeBudget, describe_children, find_parent
 from .found_job import (
@@ -154,8 +154,11 @@ async def find_enqueued(connection: Connection, topology: Topology, family: Fami
 
 
 async def describe_found(connection: Connection, topology: Topology, found: FoundJob, job_id: str) -> JobStats:
-    """Return what is known of a job of which this is stored. Raises AccessDenied, Unavailable."""
+    """Return what is known of a job of which this is stored, but not whether its lane stands in line. Raises
+    AccessDenied, Unavailable.
+    """
     search = _Search(connection, topology, job_id, found.family.name, found.tenant)
+    search.records = []  # with many workers, reading all records for each job would be most of the work
     return await search.describe(found, TreeBudget())
 
 
@@ -193,6 +196,7 @@ class _Search:
         """`since`: when the job was stored at the earliest, if its id does not say it. `whole`: read all of a
         journal, and not the newest entry alone, for which the tenant must be known. `deep`: as of LaneScan.
         """
+        self.records: list[Record] | None = None  # of workers, read once where a lane has no consumer
         self._connection = connection
         self._topology = topology
         self._job_id = subjects.job_id(job_id)
@@ -337,8 +341,9 @@ class _Search:
             name = found.family.lane_name(found.tenant, lane.priority, lane.key)
             info = await self._connection.api(f"CONSUMER.INFO.{found.family.stream}.{name}")
         except NotFound:
-            records = await read_records_if_allowed(self._connection, self._topology)
-            found.in_line = not lane.key and has_line(records, found.family.name, found.tenant)
+            if self.records is None:
+                self.records = await read_records_if_allowed(self._connection, self._topology)
+            found.in_line = not lane.key and has_line(self.records, found.family.name, found.tenant)
             return
         found.has_consumer = True
         delivered_seq = info["delivered"]["stream_seq"]

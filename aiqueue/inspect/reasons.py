@@ -15,18 +15,31 @@ Rule = Callable[[JobEvidence], Found | None]
 
 
 def decide(found: JobEvidence) -> Explanation:
-    """Return the reason that counts most. The rules are asked in order, the first that applies decides."""
-    result = next(filter(None, (rule(found) for rule in RULES)))
+    """Return the reason that counts most."""
+    return describe(found, choose(found))
+
+
+def choose(found: JobEvidence) -> Found:
+    """Ask the rules in order: the first that applies decides."""
+    return next(filter(None, (rule(found) for rule in RULES)))
+
+
+def describe(found: JobEvidence, result: Found) -> Explanation:
+    """Return what a rule has found of this job, with the remedy. Sentences are one line each, whatever names hold."""
     stats, lane = found.stats, found.lane
     values = {
         "job": shlex.quote(stats.job_id), "family": stats.family, "tenant": stats.tenant,
         "kind": stats.kind or "its kind", "dead": str(stats.dead_seq or "SEQ"), **result.values,
     }  # fmt: skip
     return Explanation(
-        stats.job_id, stats.family, stats.tenant, stats.state, result.reason, result.text, result.evidence,
-        (*found.unknown, *(lane.unknown if lane is not None else ())), REMEDIES[result.reason].format(**values),
-        result.until,
+        stats.job_id, stats.family, stats.tenant, stats.state, result.reason, _line(result.text),
+        tuple(map(_line, result.evidence)), (*found.unknown, *(lane.unknown if lane is not None else ())),
+        _line(REMEDIES[result.reason].format(**values)), result.until,
     )  # fmt: skip
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 # -- jobs that are over
@@ -127,16 +140,18 @@ def _parked(found: JobEvidence) -> Found | None:
     if stats.state not in ("parked", "retrying") or found.seq or found.aside_since is not None:
         return None
     at = stats.next_attempt_at or 0.0
-    when = f"in {short_duration(at - found.now)}" if at > found.now else f"since {describe_age(found, at)}"
+    when = (
+        f"is due in {short_duration(at - found.now)}"
+        if at > found.now
+        else f"has been due for {describe_age(found, at)}"
+    )
     paused = (f"{stats.pause}",) if stats.pause is not None else ()
     if not found.is_retry:
         of = f" of schedule {stats.schedule}" if stats.schedule else ""
-        return Found("delay", f"it was enqueued with a delay{of}, and is due {when}", paused, at)
+        return Found("delay", f"it was enqueued with a delay{of}, and {when}", paused, at)
     if BUDGET.search(found.error):
-        return Found(
-            "budget", f"the budget has no room for it, and it is tried again {when}", (found.error, *paused), at
-        )
-    text = f"attempt {stats.attempt or '?'} has failed, and the next one is due {when}"
+        return Found("budget", f"the budget has no room for it, and the next try {when}", (found.error, *paused), at)
+    text = f"attempt {stats.attempt or '?'} has failed, and the next one {when}"
     return Found("retry", text, ((found.error,) if found.error else ()) + paused, at)
 
 

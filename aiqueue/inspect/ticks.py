@@ -42,7 +42,7 @@ async def explain_tick(
         reason, text = "schedule_not_due", f"it is the job of a tick of {name}, which is due in {when}"
     elif next_at is not None and tick >= next_at:
         late = short_duration(now - next_at)
-        reason, text = "schedule_late", f"the tick of {name} is due since {late}, and no worker has taken it"
+        reason, text = "schedule_late", f"the tick of {name} has been due for {late}, and no worker has taken it"
     else:
         text = f"{name} has enqueued no job for this tick, or it has ended and nothing of it is kept"
         reason = "schedule_skipped"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .. import subjects
@@ -54,6 +55,7 @@ class WorkerStats:
       any more from 20 s on).
     - `slots`, `running`: how many jobs it can run at once, and how many have a slot. `waiting`: jobs that it holds, and
       that have none yet. `done`: deliveries that it has run. `lanes`: how many it pulls on.
+      `in_line`: how many lanes more stand in line, by family, because it has too many with jobs.
     - `kinds`: those that it has handlers for, by family; ``*`` stands for every kind. Empty while it drains.
       `tenants`: whose jobs it takes; None: all.
     - `jobs`: the oldest of those that run, at most 5, the oldest first.
@@ -86,6 +88,7 @@ class WorkerStats:
     heeds_pauses: bool = False
     heeds_limits: bool = False
     pauses: tuple[Pause, ...] = ()
+    in_line: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def oldest(self) -> RunningJob | None:
@@ -134,10 +137,11 @@ class Holder:
 
 
 async def read_workers(
-    connection: Connection, topology: Topology, *, family: str | None = None, tenant: str | None = None
-) -> list[WorkerStats]:
+    connection: Connection, topology: Topology, *, family: str | None = None, tenant: str | None = None,
+    with_pauses: bool = True,
+) -> list[WorkerStats]:  # fmt: skip
     """Return the workers that are alive, or died less than 20 s ago, sorted by name: those of a family and a tenant, or
-    all (None). Pauses are left out where this user may not read them.
+    all (None). Pauses are left out where this user may not read them, and without `with_pauses`.
 
     Raises Unavailable, NotFound (the stream is missing), AccessDenied, UnknownFamily, InvalidToken.
     """
@@ -151,7 +155,7 @@ async def read_workers(
         heard = await records.read_heard()
     except NotFound:
         raise NotFound(f"there is no stream {topology.presence_stream.name}: run `aiqueue apply` first") from None
-    pauses = await read_pauses_if_allowed(connection, topology) if heard else []
+    pauses = await read_pauses_if_allowed(connection, topology) if heard and with_pauses else []
     found = parse_workers(heard, connection.clock.now(), pauses)
     return [
         each
@@ -163,50 +167,52 @@ async def read_workers(
 
 def parse_workers(heard: Iterable[tuple[Record, float]], now: float, pauses: Sequence[Pause] = ()) -> list[WorkerStats]:
     """Return the workers of records, sorted by name. Records may hold anything: other programs can write there."""
-    found = [_parse_worker(record, heard_at, now, pauses) for record, heard_at in heard]
+    seen: dict[tuple[Any, ...], tuple[str, ...]] = {}
+    found = [_parse_worker(record, heard_at, now, pauses, seen) for record, heard_at in heard]
     return sorted(found, key=lambda each: (each.name, each.host, each.pid))
 
 
-def _parse_worker(record: Record, heard_at: float, now: float, pauses: Sequence[Pause]) -> WorkerStats:
-    plain = record.get("kinds")
-    kinds = {_text(name): _texts(each) for name, each in plain.items()} if isinstance(plain, dict) else {}
-    families = _texts(record.get("families")) or tuple(kinds)  # a former version has written no families
-    tenants = None if record.get("tenants") is None else _texts(record["tenants"])
-    state = _STATES.get(_text(record.get("state")), "running")
-    concerning = (
-        each
-        for each in pauses
-        if each.family in families and (None in (tenants, each.tenant) or each.tenant in (tenants or ()))
-    )
-    jobs = record.get("jobs")
-    running = [_parse_job(each) for each in jobs if isinstance(each, dict)] if isinstance(jobs, list) else []
-    rss_bytes = _whole(record.get("rss_bytes"))
+def _parse_worker(
+    record: Record, heard_at: float, now: float, pauses: Sequence[Pause], seen: dict[tuple[Any, ...], tuple[str, ...]]
+) -> WorkerStats:
+    """`seen`: lists of names that other records had, too. Most workers have the same."""
+    get = record.get
+    plain, jobs, served = get("kinds"), get("jobs"), get("tenants")
+    kinds = {_text(name): _texts(each, seen) for name, each in plain.items()} if type(plain) is dict else {}
+    families = _texts(get("families"), seen) or tuple(kinds)  # a former version has written no families
+    tenants = None if served is None else _texts(served, seen)
+    running = [_parse_job(each) for each in jobs if type(each) is dict] if type(jobs) is list else []
+    if len(running) > 1:
+        running.sort(key=_age_of, reverse=True)
+    in_line = get("in_line")
+    lines = {_text(name): _whole(lanes) for name, lanes in in_line.items()} if in_line and type(in_line) is dict else {}
+    concerning: tuple[Pause, ...] = ()
+    if pauses:
+        concerning = tuple(
+            each
+            for each in pauses
+            if each.family in families and (None in (tenants, each.tenant) or each.tenant in (tenants or ()))
+        )
     return WorkerStats(
-        name=_text(record.get("worker")) or "?", state="silent" if now - heard_at > SILENT_S else state,
-        host=_text(record.get("host")), pid=_whole(record.get("pid")), version=_text(record.get("version")),
-        started_at=_number(record.get("started")), heard_at=heard_at, slots=_whole(record.get("slots")),
-        running=_whole(record.get("running")), waiting=_whole(record.get("waiting")),
-        done=_whole(record.get("done")), lanes=_whole(record.get("lanes")), families=families, kinds=kinds,
-        tenants=tenants, jobs=tuple(sorted(running, key=lambda each: -each.age_s)), rss_bytes=rss_bytes or None,
-        stalled_s=_number(record.get("stalled_s")), blocked_at=_text(record.get("blocked_at")),
-        answers=record.get("answers") is True, heeds_pauses=record.get("heeds_pauses") is True,
-        heeds_limits=record.get("key_lanes") is True, pauses=tuple(concerning) if pauses else (),
+        _text(get("worker")) or "?",
+        "silent" if now - heard_at > SILENT_S else _STATES.get(_text(get("state")), "running"),
+        _text(get("host")), _whole(get("pid")), _text(get("version")), _number(get("started")), heard_at,
+        _whole(get("slots")), _whole(get("running")), _whole(get("waiting")), _whole(get("done")),
+        _whole(get("lanes")), families, kinds, tenants, tuple(running), _whole(get("rss_bytes")) or None,
+        _number(get("stalled_s")), _text(get("blocked_at")), get("answers") is True, get("heeds_pauses") is True,
+        get("key_lanes") is True, concerning, lines,
     )  # fmt: skip
 
 
 def _parse_job(plain: Mapping[str, Any]) -> RunningJob:
     get = plain.get
-    family, tenant, priority, seq = get("family"), get("tenant"), get("priority"), get("seq")
-    job_id, kind, age_s = get("job_id"), get("kind"), get("delivered_s")
-    if (
-        type(family) is type(tenant) is type(priority) is type(job_id) is type(kind) is str
-        and (type(seq) is int and type(age_s) is float)
-        and len(family + tenant + job_id + kind) <= TEXT_MAX
-    ):
-        return RunningJob(family, tenant, priority, seq, job_id, kind, age_s)  # as usual: thousands have to be quick
     return RunningJob(
-        _text(family), _text(tenant), _text(priority), _whole(seq), _text(job_id), _text(kind), _number(age_s)
-    )
+        _text(get("family")), _text(get("tenant")), _text(get("priority")), _whole(get("seq")), _text(get("job_id")),
+        _text(get("kind")), _number(get("delivered_s")),
+    )  # fmt: skip
+
+
+_age_of = operator.attrgetter("age_s")
 
 
 async def ask_holder(
@@ -239,8 +245,16 @@ def _text(value: Any) -> str:
     return value[:TEXT_MAX] if type(value) is str else ""
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(_text(each) for each in value[:LIST_MAX]) if isinstance(value, list) else ()
+def _texts(value: Any, seen: dict[tuple[Any, ...], tuple[str, ...]]) -> tuple[str, ...]:
+    if type(value) is not list:
+        return ()
+    names = tuple(value)
+    try:
+        if names not in seen:
+            seen[names] = tuple(map(_text, names[:LIST_MAX]))
+        return seen[names]
+    except TypeError:  # not a list of texts
+        return tuple(map(_text, names[:LIST_MAX]))
 
 
 def _number(value: Any) -> float:

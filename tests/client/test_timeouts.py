@@ -73,6 +73,27 @@ async def test_many_waiters_of_a_lane_ask_once(client: aiqueue.Client, account: 
     assert sum("CONSUMER.INFO" in each for each in asked) <= 2
 
 
+async def test_waiters_of_many_lanes_read_the_workers_and_the_pauses_once(
+    client: aiqueue.Client, account: Account
+) -> None:
+    """Each lane read all of them by itself, and a thousand lanes kept them a thousand times."""
+    await announce(client)
+    handles = [await client.enqueue(Hold(), tenant=f"tenant-{n}") for n in range(20)]
+    asked: list[str] = []
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as other:
+
+        def on_request(message: Any) -> None:
+            if "DIRECT.GET.KV_AI_PRESENCE" in message.subject and b".worker.*" in message.data:
+                asked.append(message.subject)
+
+        await other.connection.subscribe("$JS.API.>", on_request)
+        await other.connection.flush()
+        errors = await asyncio.gather(*(timeout_of(each, 0.5) for each in handles))
+        await other.connection.flush()
+    assert {each.reason for each in errors} <= {"turn", ""}
+    assert len(asked) == 1
+
+
 async def test_a_reason_that_cannot_be_known_in_time_is_left_out(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from aiqueue.enqueue import Forwarder
 from aiqueue.errors import NotFound, QueueFull
 from aiqueue.gateway.budget_use import BudgetUse
 from aiqueue.gateway.budgets import Budget, BudgetSpent
-from aiqueue.inspect import lane_scan
+from aiqueue.inspect import lane_scan, workers
 from aiqueue.worker import overflow, unknown_kinds
 
 from ..enqueue.test_full import DISK, opened
@@ -81,7 +81,8 @@ async def test_its_workers_drain(client: aiqueue.Client, why: Why) -> None:
         ({"state": "stalled", "stalled_s": 5.0, "blocked_at": "app.py:7 in f"}, "workers_stalled", "app.py:7 in f"),
         ({"kinds": {FAMILY: ["other", "more"]}}, "unknown_kind", "more, other"),
         ({"running": 10, "waiting": 0}, "slots_busy", "10 of 10 slots in use"),
-        ({}, "turn", "lanes stand in line"),
+        ({}, "turn", "it is found within a second"),
+        ({"in_line": {FAMILY: 40}}, "turn", "40 lanes of its family in line, at ghost"),
     ],
 )
 async def test_what_its_workers_are_at(
@@ -278,7 +279,9 @@ async def test_it_runs_or_waits_in_a_worker(client: aiqueue.Client, why: Why) ->
         left.set()
 
 
-async def test_it_was_delivered_and_nobody_holds_it(client: aiqueue.Client, why: Why) -> None:
+async def test_it_was_delivered_and_nobody_holds_it(
+    client: aiqueue.Client, why: Why, monkeypatch: pytest.MonkeyPatch
+) -> None:
     handle = await client.enqueue(Hold(), tenant="acme")
     delivered = await take(client, await make_consumer(client))
     await announce(client)
@@ -289,11 +292,18 @@ async def test_it_was_delivered_and_nobody_holds_it(client: aiqueue.Client, why:
     await announce(client, jobs=[job])
     found = await why(handle)
     assert (found["reason"], "ghost" in found["text"]) == ("worker_lost", True)
+    assert "or is too busy to answer" in found["text"]  # its record is fresh: nobody can know
+    await announce(client, "hangs", state="stalled", stalled_s=30.0, blocked_at="app.py:9 in f")
+    await announce(client)
+    found = await why(handle)
+    assert (found["reason"], "hangs: the event loop is blocked" in str(found["evidence"])) == ("lease", True)
     await announce(client, jobs=[job], state="stalled", stalled_s=30.0, blocked_at="app.py:9 in f")
     found = await why(handle)
     assert (found["reason"], found["evidence"][0]) == ("worker_stalled", "at app.py:9 in f")
     await announce(client, jobs=[job], answers=False)
     assert (await why(handle))["reason"] == "running"
+    monkeypatch.setattr(workers, "SILENT_S", -1.0)  # killed, and of a former version: it runs nothing any more
+    assert (await why(handle))["reason"] == "worker_lost"
 
 
 async def test_it_is_tried_apart_because_workers_were_lost_with_it(client: aiqueue.Client, why: Why) -> None:

@@ -239,7 +239,7 @@ async def test_the_job_of_a_worker_that_hangs_and_is_then_killed_is_explained_al
 
 
 async def test_nothing_of_a_hostile_name_reaches_a_terminal_raw(client: aiqueue.Client, why: Why) -> None:
-    evil = "\x1b]0;owned\x07\x1b[2J\u202e\u2066\r\n\x9b31m"
+    evil = "\x1b]0;owned\x07\x1b[2J\u202e\u2066\u200f\r\ndo: rm\x9b31m"
     await announce(client, evil, kinds={FAMILY: [evil]}, state="stalled", blocked_at=evil, host=evil)
     await client.pause(FAMILY, tenant="globex", by=evil, reason=evil)
     for tenant in ("acme", "globex"):
@@ -247,8 +247,10 @@ async def test_nothing_of_a_hostile_name_reaches_a_terminal_raw(client: aiqueue.
         for arguments in (["explain", handle.id], ["inspect", handle.id], ["explain", handle.id, "--json"]):
             done = await asyncio.to_thread(CliRunner().invoke, app, arguments)
             assert done.exit_code == 0
-            assert not set(done.stdout) & set("\x1b\x07\x9b\r\u202e\u2066") or "--json" in arguments
-            assert not set(done.stdout) & set("\x1b\x07\r")
+            assert not set(done.stdout) & set("\x1b\x07\x9b\r\u202e\u2066\u200f")
+        explained = await client.explain(handle.id)
+        for sentence in (explained.text, explained.remedy, *explained.evidence):
+            assert "\n" not in sentence  # a name must not look like a line of its own
 
 
 def test_each_reason_is_on_the_page_of_why_jobs_wait() -> None:

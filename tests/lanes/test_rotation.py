@@ -195,6 +195,9 @@ async def test_lanes_in_line_are_no_stalled_and_no_unserved_lanes(
 
             await eventually(shown)
             assert session.stalled_watch.stalled_since is None
+            late = await client.explain((await client.enqueue(Echo(), tenant="late")).id)
+            assert late.reason in ("turn", "slots_busy", "waits_in_worker")
+            assert "no worker serves" not in str(late.evidence)
             assert all(each.is_held_back for each in session.puller.lanes if each.in_line)
             ran.release.set()
             await eventually(lambda: none_left(client))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .. import headers, subjects
 from ..connection import Connection, Stored
 from ..enqueue import ASIDE_KEY, FORWARDER, Enqueued, ParkedJob
-from ..errors import AccessDenied, NotFound, Unavailable
+from ..errors import AccessDenied, JobState, NotFound, Unavailable
 from ..journal import RETRY, TRIAL
 from ..subjects import Lane
 from ..topology import Family, Topology
@@ -26,6 +26,7 @@ from .workers import ASK_S, Holder, WorkerStats, ask_holder
 if TYPE_CHECKING:
     from ..limits import Rules
 
+ENDED: JobState = "ended"
 STREAM_INFO_S = 1.0
 NAMED_S = 1.0  # how long a worker is waited for whose record lists the job: its event loop may be busy
 SOON_S = 0.09  # how long the holder, and then perhaps one worker by name, is waited for in an error of a timeout
@@ -59,7 +60,12 @@ async def explain(
         if (tick := await explain_tick(connection, topology, job_id, tenant=tenant)) is not None:
             return tick
         raise
-    return decide(await _read(connection, topology, lanes, stats, found))
+    evidence = await _read(connection, topology, lanes, stats, found)
+    if evidence.stats.state == ENDED != stats.state:
+        with contextlib.suppress(NotFound):
+            stats, found = await find_and_describe(connection, topology, job_id, family=family, tenant=tenant)
+            evidence = await _read(connection, topology, lanes, stats, found)
+    return decide(evidence)
 
 
 async def explain_job(
@@ -136,10 +142,18 @@ async def _read(
     elif has_asked and holder is None:
         named_s = NAMED_S if ask_s == ASK_S else ask_s
         holder, silent = await _ask_by_name(connection, evidence, stats, stored.seq, named_s)
+        if holder is None and await _is_gone(connection, family, stored):
+            return replace(known, stats=replace(stats, state=ENDED, note="it has ended while it was looked at"))
     return replace(
         known, lane=evidence, place=place, holder=holder, has_asked=has_asked, silent=silent, stranded=stranded,
         unknown=unknown,
     )  # fmt: skip
+
+
+async def _is_gone(connection: Connection, family: Family, stored: Stored) -> bool:
+    with contextlib.suppress(AccessDenied, Unavailable):
+        return await connection.get(family.stream, stored.seq) is None
+    return False
 
 
 async def _ask_by_name(

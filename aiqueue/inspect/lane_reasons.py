@@ -265,7 +265,9 @@ def _lane_limit(found: JobEvidence) -> Found | None:
 def _delivered(found: JobEvidence) -> Found | None:
     if not found.delivered or found.lane is None:
         return None
-    since = f", {describe_age(found, found.stats.timeline[-1].at)} ago" if found.stats.timeline else ""
+    since = (
+        f"; its last event was {describe_age(found, found.stats.timeline[-1].at)} ago" if found.stats.timeline else ""
+    )
     mute = [each for each in found.lane.serving if not each.answers]
     if not found.has_asked:
         return Found("delivered", "it was delivered to a worker, and has not ended", describe_lane(found))

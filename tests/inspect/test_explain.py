@@ -306,6 +306,19 @@ async def test_it_was_delivered_and_nobody_holds_it(
     assert (await why(handle))["reason"] == "worker_lost"
 
 
+async def test_it_ends_while_the_workers_are_asked_who_holds_it(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await client.enqueue(Hold(), tenant="acme")
+    delivered = await take(client, await make_consumer(client))
+
+    async def ask_holder(*_: Any, **__: Any) -> None:
+        await client.connection.request(delivered.reply, b"+ACK", timeout_s=5)
+
+    monkeypatch.setattr("aiqueue.inspect.explaining.ask_holder", ask_holder)
+    assert (await client.explain(handle.id)).reason == "ended"  # and no job that waits for the end of a lease
+
+
 async def test_it_is_tried_apart_because_workers_were_lost_with_it(client: aiqueue.Client, why: Why) -> None:
     handle = await client.enqueue(Hold(), tenant="acme")
     consumer = await make_consumer(client)

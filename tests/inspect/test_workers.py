@@ -174,7 +174,8 @@ async def test_records_of_former_versions_and_of_other_programs_are_read(client:
         (found,) = parse_workers([(dict.fromkeys(former, value), 100.0)], 100.0)
         assert len(found.name) <= 300
         assert found.state == "running"
-        (found,) = parse_workers([({"jobs": [dict.fromkeys(fields, value)]}, 100.0)], 100.0)
+        job = {**dict.fromkeys(fields, "a"), "seq": 3, "delivered_s": value}
+        (found,) = parse_workers([({"jobs": [dict.fromkeys(fields, value), job]}, 100.0)], 100.0)
         assert all(0 <= each.age_s < 2**62 for each in found.jobs)  # infinite: `aiqueue workers` ended with an error
     assert parse_workers([({}, 80.0)], 100.0)[0].state == "silent"
 

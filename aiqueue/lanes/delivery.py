@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .. import headers
-from ..connection import Received
+from ..connection import Received, ack_frame
 from ..limits import BatchCall, Credit, CreditBatch
 from ..subjects import Lane
 from . import fairness
+from .ack_window import AckWindow
 from .key_pool import KeyPool
 from .refusals import PullLimits
 
@@ -66,6 +67,11 @@ class Delivery:
             headers.restore_case(fields)  # a plain publisher's
         if headers.PARKED in fields:
             self.run, self.enqueued_at = headers.run(fields, seq, stored_at)
+
+    def ack_frame(self) -> bytes:
+        """Return the PUB of its ack."""
+        lane = self.lane
+        return ack_frame(self.reply) if lane.acks is None else lane.acks.frame(self.reply, lane.token)
 
     def make_obsolete(self) -> None:
         """Note that another job is at this location now."""
@@ -178,6 +184,7 @@ class LanePull(fairness.StrideState):
     turn: Turn | None = None  # of its tenant and priority, in a family with limited keys
     pool: KeyPool | None = None  # the credits of its key: without one, it is not pulled on
     asking: int = 0  # deliveries in the worker that wait for a credit
+    acks: AckWindow | None = None  # of its worker
     may_wait: bool = False  # it may have to stand in line
     settle_s: float = SETTLED_S  # before the next try to remove its consumer
     in_line: bool = False  # it stands in line, so it gets no pull; what still arrives is run

@@ -231,7 +231,7 @@ class LaneDiscovery:
             return
         waiting = self.rotation.line.get(lane)
         if waiting is not None:
-            waiting.jobs, waiting.reported_at = jobs, time.monotonic()
+            self.rotation.line.note_jobs(waiting, jobs, time.monotonic())
             return
         pull = self._open.get(lane)
         if pull is not None and not pull.in_line:
@@ -300,6 +300,7 @@ class LaneDiscovery:
         )  # fmt: skip
         self._open_pull(pull)
         (pull.turn or pull).served_at = waiting.served_at  # it has aged in line
+        pull.turn_pass -= waiting.debt
 
     def _open_pull(self, pull: LanePull) -> None:
         self._open[pull.key] = pull
@@ -339,15 +340,15 @@ class LaneDiscovery:
         pull.jobs_reported_at = waiting.reported_at
         pull.remove_when_drained, pull.settle_s = not waiting.hinted, SETTLED_S
         self._puller.begin_turn(pull, waiting.jobs)
+        pull.turn_pass -= waiting.debt
         self._changed()
 
-    def _end_turn(self, pull: LanePull, removal_pays: bool) -> None:
+    def _end_turn(self, pull: LanePull, removal_pays: bool, debt: float) -> None:
         """Pull no more on a lane whose turn is over, and let it stand in line. Remove its consumer, if that pays."""
-        now, hinted = time.monotonic(), not pull.remove_when_drained
-        served_at = (pull.turn or pull).served_at
+        now, hinted, served_at = time.monotonic(), not pull.remove_when_drained, (pull.turn or pull).served_at
         self._puller.end_turn(pull)
-        waiting = LaneInLine(pull.key, pull.rank, served_at, now, jobs=pull.pending, weight=pull.weight, hinted=hinted)
-        self.rotation.add(waiting)
+        jobs, weight = pull.pending, pull.weight
+        self.rotation.add(LaneInLine(pull.key, pull.rank, served_at, now, jobs, weight, hinted=hinted, debt=debt))
         if removal_pays and pull not in self._settling and self._consumers.removes:
             self._settle(pull)
         self._changed()

@@ -15,19 +15,22 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from ..subjects import Lane
 from .fairness import AGED_AFTER_S
 
-LIVE_MAX = 64  # places
+LIVE_MAX = 16  # places
 FEW_LANES = 128  # up to so many lanes are all live
-AHEAD = 16  # beyond LIVE_MAX, for lanes that follow others: their consumers are created meanwhile
+AHEAD = 32  # beyond LIVE_MAX, for lanes that follow others: their consumers are created meanwhile
 LEAVING_MAX = 32  # consumers that are about to be removed; each one more takes a place, as it still costs every ack
 NEW_PLACES = 16  # beyond these, for lanes that have come lately
 AGED_PLACES = 16  # and for lanes of each lower priority
-ROUND_S = 3.5  # in which each lane is to have its turn
-TURN_MIN_S, TURN_MAX_S = 0.1, 1.0
+ROUND_S = 2.5  # in which each lane is to have its turn
+UNCONFIRMED_MAX, UNCONFIRMED_MIN = 768, 96  # acks that the server may owe while lanes stand in line
+LATE_S, LATE_WITHIN_S = 1.5, 2.0  # fewer the longer the first in line waits: all up to LATE_S, the fewest so much later
+TURNS_A_SECOND = 700  # more are not to be had, so that where very many wait, they have to wait for longer
+DEEP_S = 15.0  # a backlog that takes longer than this
 FINISH_TURNS = 2.0  # a lane with at most so many turns' jobs left stays until it is empty
 UNSERVED_S = 2.0  # a lane that was given no job for so long, while others were, gives up its place
 LOWER_S = 0.05  # the same for a lane of a lower priority that was given one in its turn
@@ -39,7 +42,8 @@ class LaneInLine:
     """A lane in line. Times in monotonic seconds.
 
     `served_at`: when it was last given a job, or came. `jobs`: how many it holds, as last reported, at `reported_at`.
-    `hinted`: a producer relies on its being pulled on. `is_new`: it has had no turn since it has jobs.
+    `hinted`: a producer relies on its being pulled on. `is_new`: it has had no turn since it has jobs. `debt`: jobs
+    that it was given beyond its last turn, divided by its weight.
     """
 
     lane: Lane
@@ -50,13 +54,14 @@ class LaneInLine:
     weight: float = 1.0
     hinted: bool = False
     is_new: bool = False
+    debt: float = 0.0
 
 
 class Placed(Protocol):
     """What a decision needs of a lane with a place; `delivery.LanePull`.
 
     `turn_at`: when its turn began, `given_at`: when it was last given a job, monotonic seconds; `turn_jobs`: jobs that
-    it was given in its turn, divided by its weight.
+    it was given in its turn, and before that beyond its last one, divided by its weight.
     """
 
     rank: int
@@ -71,24 +76,33 @@ class Placed(Protocol):
     def given_at(self) -> float: ...
 
 
-class TurnLength(NamedTuple):
-    """How long a turn is: in seconds, and in jobs of a lane of weight 1."""
-
-    seconds: float
-    jobs: float
-
-
-def turn_length(lanes: int, weight: float, rate: float) -> TurnLength:
-    """Return the length of turns where `lanes` lanes want a place, or have one, of this weight on average, and `rate`
-    jobs a second are started in all. Not the weight of those with a place only: a turn would be the longer the lighter
-    they happen to be.
-
-    Where few jobs a second are started, a turn is longer, up to TURN_MAX_S, for so many jobs that removal pays.
+def turn_length(lanes: int, weight: float, rate: float) -> float:
+    """Return how many jobs a lane of weight 1 is given in a turn, where `lanes` lanes want a place or have one, of this
+    weight on average, and `rate` jobs a second are started in all. Not the weight of those with a place only: a turn
+    would be the longer the lighter they happen to be.
     """
-    seconds = min(TURN_MAX_S, max(TURN_MIN_S, ROUND_S * LIVE_MAX / max(1, lanes)))
-    in_a_second = rate / LIVE_MAX
-    worth = min(REMOVAL_PAYS / max(1, lanes), TURN_MAX_S * in_a_second)
-    return TurnLength(seconds, max(seconds * in_a_second, worth) / weight)
+    return ROUND_S * rate / max(1, lanes) / weight
+
+
+def debt(turn_jobs: float, length: float) -> float:
+    """Return what a lane owes of its next turn: jobs are given some at a time, and a turn ends when another one begins,
+    so that light lanes would be given more than their due. At most one turn.
+    """
+    return min(max(0.0, turn_jobs - length), length)
+
+
+def unconfirmed_max(lanes: int, longest_wait: float, backlog_s: float) -> int:
+    """Return how many acks the server may owe where `lanes` lanes want a place or have one, and those in line hold jobs
+    for `backlog_s` seconds, the first of them without a job for `longest_wait` seconds.
+
+    The more the server owes, the longer it takes to create and remove consumers, so the later the next turns begin. So
+    they are fewer where lanes wait for longer than a round should take, and would do so more than once.
+    """
+    if backlog_s < DEEP_S:
+        return UNCONFIRMED_MAX
+    late_s = max(LATE_S, lanes / TURNS_A_SECOND)
+    part = 1.0 - (longest_wait - late_s) / LATE_WITHIN_S
+    return round(UNCONFIRMED_MIN + min(1.0, max(0.0, part)) * (UNCONFIRMED_MAX - UNCONFIRMED_MIN))
 
 
 def removal_pays(jobs: float, lanes: int) -> bool:
@@ -101,7 +115,7 @@ def removal_pays(jobs: float, lanes: int) -> bool:
 P = TypeVar("P", bound=Placed)
 
 
-def choose_leaving(placed: Collection[P], line: Line, length: TurnLength, now: float) -> list[P]:
+def choose_leaving(placed: Collection[P], line: Line, length: float, now: float) -> list[P]:
     """Return the lanes that give up their places.
 
     A lane does so only for one of its own or a higher priority, or if there are too many with places: and not before
@@ -134,15 +148,15 @@ def choose_leaving(placed: Collection[P], line: Line, length: TurnLength, now: f
     return leaving
 
 
-def _turn_is_over(lane: Placed, length: TurnLength, now: float) -> bool:
+def _turn_is_over(lane: Placed, length: float, now: float) -> bool:
     """Whether a lane was given the jobs of its turn, and is not nearly empty; or none for long, while others were."""
     jobs = lane.turn_jobs
     if jobs <= 0:
-        return length.jobs > 0 and now - lane.turn_at >= UNSERVED_S
-    if jobs < length.jobs:
+        return length > 0 and now - lane.turn_at >= UNSERVED_S
+    if jobs < length:
         return False
-    is_nearly_empty = lane.pending <= FINISH_TURNS * length.jobs * lane.weight
-    return not is_nearly_empty or jobs >= (1 + FINISH_TURNS) * length.jobs
+    is_nearly_empty = lane.pending <= FINISH_TURNS * length * lane.weight
+    return not is_nearly_empty or jobs >= (1 + FINISH_TURNS) * length
 
 
 class Line:
@@ -152,7 +166,7 @@ class Line:
         self._lanes: dict[Lane, LaneInLine] = {}
         self._queues: dict[tuple[int, bool], OrderedDict[Lane, LaneInLine]] = {}  # by rank, and whether they are new
         self._new_is_next = True
-        self.weights = 0.0  # of all lanes in line
+        self.weights, self.jobs = 0.0, 0  # of all lanes in line
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -164,16 +178,23 @@ class Line:
         """Return what is known of a lane in line, None for one that is not."""
         return self._lanes.get(lane)
 
+    def note_jobs(self, waiting: LaneInLine, jobs: int, now: float) -> None:
+        """A lane in line is reported to hold so many jobs."""
+        self.jobs += jobs - waiting.jobs
+        waiting.jobs, waiting.reported_at = jobs, now
+
     def add(self, waiting: LaneInLine) -> None:
         """Let a lane wait at the end of the line."""
         self._lanes[waiting.lane] = waiting
         self.weights += waiting.weight
+        self.jobs += waiting.jobs
         self._queues.setdefault((waiting.rank, waiting.is_new), OrderedDict())[waiting.lane] = waiting
 
     def discard(self, lane: Lane) -> None:
         """A lane waits no more."""
         if (waiting := self._lanes.pop(lane, None)) is not None:
             self.weights = self.weights - waiting.weight if self._lanes else 0.0
+            self.jobs -= waiting.jobs
             queue = self._queues[waiting.rank, waiting.is_new]
             del queue[lane]
             if not queue:
@@ -182,6 +203,12 @@ class Line:
     def highest_rank(self) -> int | None:
         """Return the highest priority that waits, which is the lowest number; None: nobody waits."""
         return min((rank for rank, _ in self._queues), default=None)
+
+    def longest_wait(self, now: float) -> float:
+        """Return for how long the first lane in line has had no job, of those with the highest priority, in seconds."""
+        best = self.highest_rank()
+        queues = [] if best is None else [self._queues.get((best, is_new)) for is_new in (False, True)]
+        return max((now - next(iter(queue.values())).served_at for queue in queues if queue), default=0.0)
 
     def take(
         self, ranks: Collection[int], now: float, *, leaving: int = 0, skip: Container[Lane] = ()

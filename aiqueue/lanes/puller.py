@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from ..connection import Connection, Received, Status, Subscription, ack_info
 from ..errors import AIQueueError
 from . import fairness
+from .ack_window import AckWindow
 from .delivery import Delivery, LanePull
 from .key_turns import share_with_keys
 from .refusals import SHORT_EXPIRES_S
@@ -84,6 +85,7 @@ class Puller:
         self._standing_count = 0
         self.granted = self.asked = 0
         self._clock = fairness.StrideClock()
+        self.acks = AckWindow()
         self._numbers = itertools.count(1)
         self._inbox = ""
         self._subscription: Subscription | None = None
@@ -110,6 +112,7 @@ class Puller:
         inbox = self._connection.new_inbox() + "."
         self._subscription = await self._connection.subscribe(inbox + "*.*", self._on_message)
         self._inbox = inbox
+        self.acks.restart(inbox)
 
     def stop(self) -> None:
         """Send no more pulls. What the open pulls still bring is delivered."""
@@ -134,6 +137,7 @@ class Puller:
     def add(self, lane: LanePull) -> None:
         """Start to pull on a lane."""
         lane.token = f"{next(self._numbers):x}"
+        lane.acks = self.acks
         lane.last_delivery_at = lane.last_heard_at = time.monotonic()
         self._lanes[lane.token] = lane
         self._by_consumer[_consumer_key(lane.stream, lane.consumer)] = lane
@@ -188,7 +192,7 @@ class Puller:
         """Open grants and standing pulls for `free` slots, and for `extra` jobs to hold beyond the slots."""
         if not self._pulling or not self._connection.connected:
             return
-        budget = free + extra - self.granted
+        budget = min(free + extra - self.granted, self.acks.room())
         # a small part of `extra` alone is not worth a request: wait until half of it is missing
         if self.busy and budget > 0 and budget * 2 >= extra:
             step = min(STEP_MAX, max(1, extra // 16))  # a large `extra` means short jobs: larger steps, fewer requests
@@ -210,6 +214,7 @@ class Puller:
 
     def drop_lost_pulls(self) -> None:
         """Forget pulls whose replies or heartbeats are missing, so that they are opened again. Call once a second."""
+        self.acks.drop_lost()
         now = time.monotonic()
         for lane in list(self._by_consumer.values()):
             quiet_s = now - lane.last_heard_at
@@ -286,8 +291,11 @@ class Puller:
         """Deliver a job, or handle a status message of the server."""
         if not message.reply:  # only jobs have an ack subject; a job may carry a status that its publisher set
             # a status of the former inbox is about pulls that are forgotten
-            if message.status is not None and message.subject.startswith(self._inbox):
-                self._on_status(message, message.status)
+            if message.subject.startswith(self._inbox):
+                if message.status is not None:
+                    self._on_status(message, message.status)
+                elif self.acks.confirm(message.subject.rpartition(".")[2]):
+                    self._changed()
             return
         try:  # as `ack_info`, for the usual form: these five numbers, after what all deliveries of a consumer share
             key, count, stream_seq, _, stored_ns, left = message.reply.rsplit(".", 5)
@@ -350,6 +358,7 @@ class Puller:
             lane.standing_request = lane.standing_credits = 0
             self._standing_count -= 1
         if status.code == 503 or (status.code == 409 and "Deleted" in status.description):
+            self.acks.forget(lane.token)
             self._gone(lane)
         elif status.code in (404, 408) or "MaxAckPending" in status.description:
             if status.code == 408 and not was_grant and lane.limits.expires_s < SHORT_EXPIRES_S:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from ..subjects import Lane
 from . import line
+from .ack_window import UNCONFIRMED_MAX
 from .delivery import LanePull
 from .line import LaneInLine, Line
 from .puller import Puller
@@ -26,8 +27,8 @@ class Rotation:
     - `opening`: lanes that have a place and are not pulled on yet, with their ranks.
     - `settling`: lanes whose consumers are about to be removed. `removing`: those that it is done to, which cannot have
       a place at the moment.
-    - `enter` gets each lane whose turn begins, `leave` each whose turn has ended, and whether removing its consumer
-      pays.
+    - `enter` gets each lane whose turn begins, `leave` each whose turn has ended, whether removing its consumer pays,
+      and its debt.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Rotation:
         settling: Collection[LanePull],
         removing: Collection[Lane],
         enter: Callable[[LaneInLine], None],
-        leave: Callable[[LanePull, bool], None],
+        leave: Callable[[LanePull, bool, float], None],
     ) -> None:
         self._puller = puller
         self._opening = opening
@@ -103,8 +104,14 @@ class Rotation:
         length = line.turn_length(wanting, weights / counted if counted else 1.0, rate)
         if len(placed) > line.LIVE_MAX or self.line:
             for lane in line.choose_leaving(placed, self.line, length, now):
-                self._leave(lane, line.removal_pays(lane.turn_jobs * lane.weight, wanting))
+                pays = line.removal_pays(lane.turn_jobs * lane.weight, wanting)
+                self._leave(lane, pays, line.debt(lane.turn_jobs, length))
+        acks = self._puller.acks
+        acks.unconfirmed_max = UNCONFIRMED_MAX
         if self.line:
+            acks.unconfirmed_max = line.unconfirmed_max(
+                wanting, self.line.longest_wait(now), self.line.jobs / max(rate, 1.0)
+            )
             ranks = [*(lane.rank for lane in placed if not lane.in_line), *self._opening.values()]
             for waiting in self.line.take(ranks, now, leaving=self._count_leaving(), skip=self._removing):
                 self._enter(waiting)

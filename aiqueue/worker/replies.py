@@ -28,7 +28,16 @@ class Replies:
         if not self._connection.connected:
             with contextlib.suppress(AIQueueError):
                 await self._connection.wait_up(LINK_WAIT_S)
-        self.send(delivery, b"+ACK")
+        self.send_ack(delivery)
+
+    def send_ack(self, delivery: Delivery) -> None:
+        """Acknowledge a job. Without a link nothing is sent: the lease runs out, and the journal has the outcome."""
+        if delivery.obsolete:
+            return
+        try:
+            self._connection.tell_frame(delivery.ack_frame())
+        except AIQueueError as error:
+            log.info("ack of a job in %s was not sent: %s", delivery.lane.key, error)
 
     async def ack_and_release(self, delivery: Delivery) -> None:
         """Acknowledge a job. If it holds documents, release them once the server has confirmed the ack.

@@ -31,7 +31,7 @@ from ..attempt import (
     WrongLane,
 )  # fmt: skip
 from ..codec import secret_paths
-from ..connection import Connection, ack_frame
+from ..connection import Connection
 from ..enqueue import DeadLetters, FailedJob, Parents, Parking, history_text, last_trace, trimmed
 from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFull, Stale, TooLarge, Unavailable
 from ..journal import CANCELLED, FAILED, RETRY, WHILE_RUNNING, ChildEnd, Writer
@@ -90,7 +90,7 @@ class Settlement:
 
     def ack(self, delivery: Delivery, opened: OpenedJob) -> None:
         """Acknowledge a job whose result is stored."""
-        self._replies.send(delivery, b"+ACK")
+        self._replies.send_ack(delivery)
         if self._rehearsal is not None:
             self._note(delivery, opened, "done")
 
@@ -112,7 +112,7 @@ class Settlement:
         ):
             return False
         try:
-            self._connection.tell_frame(ack_frame(delivery.reply))
+            self._connection.tell_frame(delivery.ack_frame())
         except Unavailable:
             return False
         if self._rehearsal is not None:

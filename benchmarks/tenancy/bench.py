@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -116,6 +117,7 @@ class Ground(System):
         (self._streams / "tenancy_jobs.toml").write_text(text)
         if self.setting.stored is not None:
             shutil.copytree(self.setting.stored, self.directory / "server")
+            os.sync()  # that of the copy is not to be measured
 
     async def start(self) -> None:
         env = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections import defaultdict
 
 from ..common import cpu_s
@@ -18,8 +19,9 @@ DEMANDED = {
 
 
 async def _once(asked: Asked, shape: tuple[int, int], storage: str, *, former: bool) -> tuple[float, float]:
-    """Jobs a second from the first start to the last, and the server's µs of CPU a job meanwhile, its start included.
-    Raises RuntimeError where a job was lost or ran twice.
+    """Jobs a second from the first start until none is stored, and the server's µs of CPU a job until the last start,
+    its start included. Not until the last start: acks that the server has not worked off are not done. Raises
+    RuntimeError where a job was lost or ran twice.
     """
     tenants, jobs = shape
     async with ground(asked, storage=storage, former=(former,)) as here:
@@ -29,11 +31,13 @@ async def _once(asked: Asked, shape: tuple[int, int], storage: str, *, former: b
         here.workers.start()
         await here.begun(count, within_s=120 + count / SLOWEST)
         used = cpu_s(pid) - used
-        begun, left = list(here.read()), await here.gone()
+        left = await here.gone()
+        gone_at, begun = time.monotonic(), list(here.read())
         wrong = [each.name for each in accounts(begun, count) if not each.holds]
         if wrong or left:
             raise RuntimeError(f"{', '.join(wrong)}; {left:,} of {count:,} jobs are left")
-        rate = (count - 1) / (max(each.at for each in begun) - min(each.at for each in begun))
+        first = min(each.at for each in begun)
+        rate = count / (gone_at - first)
     name = "former" if former else "this"
     asked.say(f"  {tenants:,} x {jobs:,}, {storage}, {name}: {rate:,.0f}/s, server {1e6 * used / count:,.0f} µs a job")
     return rate, 1e6 * used / count

@@ -14,7 +14,7 @@ from ..scenarios import Finding
 from .app import START
 from .bench import Asked, Entry, accounts, ground
 
-KILLED_JOBS, BOTH_JOBS = 40, 60  # of each tenant, at most
+KILLED_JOBS, BOTH_JOBS = 150, 60  # of each tenant, at most
 HANDLER_S = 0.002
 ACK_WAIT_S = 15.0  # with a shorter one a busy machine's acks come too late
 LEAST_SHARE = 0.02

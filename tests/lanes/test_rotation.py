@@ -55,6 +55,7 @@ async def client(request: Any, account: Any, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(line, "LIVE_MAX", 2)
     monkeypatch.setattr(line, "FEW_LANES", 3)
     monkeypatch.setattr(line, "AHEAD", 1)
+    monkeypatch.setattr(line, "LEAVING_MAX", 1)
     monkeypatch.setattr(line, "NEW_PLACES", 1)
     monkeypatch.setattr(line, "AGED_PLACES", 1)
     monkeypatch.setattr(line, "REMOVAL_PAYS", 1)

@@ -1,0 +1,79 @@
+"""The window of acks: how many the server may owe a worker before the worker asks for no more jobs.
+
+The server works off acks behind deliveries. Where it has many consumers, or long searches for their next jobs, acks
+fall behind by seconds and more, and a job whose ack is later than its lease is delivered again although it is done. So
+one ack in EVERY is sent as a request, which the server answers once it has removed the job, and EVERY jobs count as
+unconfirmed until then.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+
+from ..connection import ack_frame
+
+log = logging.getLogger(__name__)
+
+EVERY = 8
+UNCONFIRMED_MAX = 2_048  # jobs
+LOST_S = 10.0  # an answer that has not come by then is not waited for any more
+PREFIX = "a"  # of the last token of an answer's subject; a pull request's is a number
+
+
+class AckWindow:
+    """Counts the acks of one worker that the server has not confirmed.
+
+    `inbox`: where the answers go to, with a dot at its end; "": nowhere, no ack is a request.
+    """
+
+    __slots__ = ("_count", "_numbers", "_open", "_was_full", "inbox", "unconfirmed_max")
+
+    def __init__(self) -> None:
+        self.inbox = ""
+        self.unconfirmed_max = UNCONFIRMED_MAX
+        self._count = 0
+        self._numbers = itertools.count(1)
+        self._open: dict[str, tuple[str, float]] = {}  # number -> the lane's token, when it was sent
+        self._was_full = False
+
+    def frame(self, subject: str, token: str) -> bytes:
+        """Return the PUB of an ack of the lane with this token."""
+        self._count += 1
+        if self._count % EVERY or not self.inbox:
+            return ack_frame(subject)
+        number = f"{PREFIX}{next(self._numbers):x}"
+        self._open[number] = token, time.monotonic()
+        return ack_frame(subject, f"{self.inbox}{token}.{number}")
+
+    def room(self) -> int:
+        """Return for how many more jobs there is room; 0 or less: for none."""
+        room = self.unconfirmed_max - EVERY * len(self._open)
+        self._was_full = self._was_full or room <= 0
+        return room
+
+    def confirm(self, number: str) -> bool:
+        """An answer has come. Return whether that makes room after there was none."""
+        self._open.pop(number, None)
+        made_room, self._was_full = self._was_full, False
+        return made_room
+
+    def forget(self, token: str) -> None:
+        """Wait for no answers about a lane any more: its consumer is gone."""
+        for number in [number for number, (lane, _) in self._open.items() if lane == token]:
+            del self._open[number]
+
+    def restart(self, inbox: str) -> None:
+        """Wait for no answer any more. From now on they go to this inbox."""
+        self.inbox = inbox
+        self._open.clear()
+
+    def drop_lost(self) -> None:
+        """Forget answers that are missing for LOST_S. Call once a second."""
+        before = time.monotonic() - LOST_S
+        lost = list(itertools.takewhile(lambda each: each[1][1] < before, self._open.items()))
+        for number, _ in lost:
+            del self._open[number]
+        if lost:
+            log.debug("%d acks are not confirmed by the server after %.0f s", EVERY * len(lost), LOST_S)

@@ -71,6 +71,10 @@ class Agent:
         """The kinds of messages that have a handler. ``*`` stands for every kind: see `handle_any`."""
         return tuple(self._handlers)
 
+    @property
+    def handlers(self) -> tuple[Handler, ...]:
+        return tuple(self._handlers.values())
+
     def handle(
         self,
         model: type[M],

@@ -61,7 +61,7 @@ dist: $(DIST) ## build the wheel and the source distribution into ./dist
 
 clean: ## remove ./.venv, caches, builds and ./.aiqueue, the embedded server's data; nothing else
 	rm -rf $(VENV) .aiqueue build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
-	rm -rf tests/guide/node_modules tests/guide/.install
+	rm -rf tests/guide/node_modules tests/guide/.install tests/schema/node_modules tests/schema/.install
 	find aiqueue tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The interpreter stands for the venv: where it dangles or was upgraded, the venv is made anew.

@@ -18,11 +18,11 @@ from .document_ref import (
     reference_headers,
     run_from_thread,
 )
-from .messages import encode_message, error_text, parse_message
+from .messages import encode_message, error_text, parse_message, schema_nodes
 from .results import R, R_co, TypedModel, parse_result
 
 __all__ = [
     "Document", "DocumentReader", "HeldDocument", "R", "R_co", "SteppedGenerator", "SyncDocumentReader", "TypedModel",
     "document_in", "encode_message", "error_text", "find_documents", "may_contain_documents", "parse_message",
-    "parse_result", "reference_headers", "run_from_thread",
+    "parse_result", "reference_headers", "run_from_thread", "schema_nodes",
 ]  # fmt: skip

@@ -52,7 +52,7 @@ class Layout:
     def __init__(self, model: type[_Model]) -> None:
         if not model.__pydantic_complete__:
             model.model_rebuild()
-        nodes = list(_schema_nodes(model.__pydantic_core_schema__))
+        nodes = list(schema_nodes(model.__pydantic_core_schema__))
         self.has_aliases = any("validation_alias" in each or "serialization_alias" in each for each in nodes)
         self.is_strict = any(each.get("strict") is True for each in nodes)
         self.overrides_validate = model.model_validate.__func__ is not _MODEL_VALIDATE  # type: ignore[attr-defined]
@@ -293,7 +293,7 @@ def _kind(model: type[Any]) -> str:
 # -- classes
 
 
-def _schema_nodes(schema: Any) -> Iterator[dict[str, Any]]:
+def schema_nodes(schema: Any) -> Iterator[dict[str, Any]]:
     """Yield the nodes of a core schema: all maps in it that may state how a value is validated."""
     todo = [schema]
     while todo:

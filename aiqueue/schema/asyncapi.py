@@ -160,7 +160,7 @@ class DocumentBuilder:
                 payload = to_draft07(self._payloads.results.get(key, {"description": "Any value."}))
                 self._put_entry(result, "result", f"The result of {kind.what}.", payload)
                 ends[kind] = [result, "entry.large-result", *ends[kind]]
-        journal = subjects.journal(family.journal or "", "{tenant}", "{job_id}")
+        journal, stream = subjects.journal(family.journal or "", "{tenant}", "{job_id}"), self._topology.journal_stream
         others = [f"entry.{each}" for each in ENTRIES if each not in ENDINGS]
         job_id = {
             "description": "The job's id. A job without one gets an id that its publisher does not learn.",
@@ -169,11 +169,11 @@ class DocumentBuilder:
         self._add_channel(
             f"{family.name}.results", journal, [*dict.fromkeys(m for each in ends.values() for m in each), *others],
             {"tenant": _TENANT, "job_id": job_id},
-            facts={"stream": self._topology.journal_stream.name, "live": f"{LIVE}.{journal}"},
+            facts={"stream": stream.name, "live": f"{LIVE}.{journal}"},
             about=(
-                f"The journal of a job: results and errors, which the stream {self._topology.journal_stream.name} keeps. "
-                f"The server repeats each entry at once on {LIVE}.{journal}. To wait for a job, subscribe there, publish "
-                "the job, then read the last message of this subject by direct get: it may have ended already."
+                f"The journal of a job: results and errors, kept in the stream {stream.name}. The server repeats each "
+                f"entry at once on {LIVE}.{journal}. To wait for a job, subscribe there, publish the job, then read "
+                "the last message of this subject by direct get: the job may have ended already."
             ),
         )  # fmt: skip
         return ends

@@ -6,9 +6,10 @@ aiqueue writes or reads otherwise, and where a schema would show a secret or fai
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import pydantic
@@ -17,7 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaV
 from ..codec import secret_paths
 from ..errors import BadInput
 from ..job import Message
-from ..payload import error_text
+from ..payload import error_text, schema_nodes
 from .kinds import HandledKind
 
 DEFINITIONS = "#/$defs/"
@@ -54,21 +55,23 @@ def describe_payloads(kinds: Sequence[HandledKind]) -> PayloadSchemas:
 
 
 def _generate(kinds: Sequence[HandledKind]) -> PayloadSchemas:
-    inputs: list[tuple[tuple[str, str, str], JsonSchemaMode, pydantic.TypeAdapter[Any]]] = []
+    inputs: list[tuple[tuple[str, str, str], JsonSchemaMode, Any]] = []
+    generator = WireJsonSchema(ref_template=f"{DEFINITIONS}{{model}}")
     for each in kinds:
         if each.model is None:
             continue
         each.model.model_rebuild()  # raises for a class that is still undefined
-        inputs.append(((each.family, each.name, "message"), "validation", pydantic.TypeAdapter(each.model)))
+        core_schema = each.model.__pydantic_core_schema__
+        inputs.append(((each.family, each.name, "message"), "validation", core_schema))
+        generator.written_by_name |= _classes_written_by_name(core_schema)
         if each.keeps_result and each.model.aiq_result is not Any:
             result = pydantic.TypeAdapter(each.model.aiq_result)
-            inputs.append(((each.family, each.name, "result"), "serialization", result))
+            result.rebuild()
+            inputs.append(((each.family, each.name, "result"), "serialization", result.core_schema))
     if not inputs:
         return PayloadSchemas({}, {}, {})
-    made, shared = pydantic.TypeAdapter.json_schemas(
-        inputs, ref_template=f"{DEFINITIONS}{{model}}", schema_generator=WireJsonSchema
-    )
-    found = PayloadSchemas({}, {}, dict(shared.get("$defs", {})))
+    made, definitions = generator.generate_definitions(cast("Any", inputs))
+    found = PayloadSchemas({}, {}, cast("dict[str, Any]", definitions))
     for ((family, kind, what), _), schema in made.items():
         (found.messages if what == "message" else found.results)[family, kind] = schema
     json.dumps([*found.messages.values(), *found.results.values(), found.definitions], allow_nan=False)
@@ -76,7 +79,15 @@ def _generate(kinds: Sequence[HandledKind]) -> PayloadSchemas:
 
 
 class WireJsonSchema(GenerateJsonSchema):
-    """What pydantic says of a class, where that is the wire."""
+    """What pydantic says of a class, where that is the wire.
+
+    `written_by_name`: the classes whose fields aiqueue may write under their names, beside their aliases.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.written_by_name: set[Any] = set()
+        self._classes: list[Any] = []  # that which is described, within those in which it is
 
     def emit_warning(self, kind: Any, detail: str) -> None:
         """Say nothing: what is left out of a schema, such as a default that JSON cannot state, is no problem."""
@@ -99,26 +110,41 @@ class WireJsonSchema(GenerateJsonSchema):
             found = {key: value for key, value in found.items() if key != "default"}
         return found
 
-    def model_fields_schema(self, schema: Any) -> JsonSchemaValue:
-        return self._as_written(schema, super().model_fields_schema(_without_computed(schema)))
+    def model_schema(self, schema: Any) -> JsonSchemaValue:
+        with self._within(schema["cls"]):
+            return super().model_schema(schema)
+
+    def dataclass_schema(self, schema: Any) -> JsonSchemaValue:
+        with self._within(schema["cls"]):
+            return super().dataclass_schema(schema)
 
     def typed_dict_schema(self, schema: Any) -> JsonSchemaValue:
-        return self._as_written(schema, super().typed_dict_schema(_without_computed(schema)))
+        with self._within(schema.get("cls")):
+            return self._as_written(schema, super().typed_dict_schema(_without_computed(schema)))
+
+    def model_fields_schema(self, schema: Any) -> JsonSchemaValue:
+        return self._as_written(schema, super().model_fields_schema(_without_computed(schema)))
 
     def dataclass_args_schema(self, schema: Any) -> JsonSchemaValue:
         return self._as_written(schema, super().dataclass_args_schema(_without_computed(schema)))
 
+    @contextlib.contextmanager
+    def _within(self, described: Any) -> Iterator[None]:
+        self._classes.append(described)
+        try:
+            yield
+        finally:
+            self._classes.pop()
+
     def _as_written(self, schema: Any, found: JsonSchemaValue) -> JsonSchemaValue:
         """Add the names under which aiqueue may write a field whose class reads it under another one: it reads both."""
-        fields = schema["fields"]
-        named = fields.items() if isinstance(fields, dict) else [(each["name"], each) for each in fields]
         properties: dict[str, Any] | None = found.get("properties")
-        if self.mode != "validation" or not properties:
+        if self.mode != "validation" or not properties or self._classes[-1] not in self.written_by_name:
             return found
-        for name, field in named:
-            read, written = _read_name(field, name), field.get("serialization_alias", name)
+        for name, field in _fields_of(schema):
+            read, written = _names_of(name, field)
             others = [each for each in dict.fromkeys((written, name)) if each not in properties]
-            if read == written or read not in properties or not others:
+            if read not in properties or not others:
                 continue
             properties.update(dict.fromkeys(others, properties[read]))
             if read in found.get("required", ()):
@@ -135,11 +161,33 @@ def _without_computed(schema: Any) -> Any:
     return {**schema, "computed_fields": []}
 
 
-def _read_name(field: Any, name: str) -> str:
-    """Return the name under which pydantic lists a field that is read: its alias, or the first of several."""
-    alias = field.get("validation_alias", name)
-    paths: Iterable[Any] = [[alias]] if isinstance(alias, str) else alias
-    return next((path[0] for path in paths if len(path) == 1 and isinstance(path[0], str)), name)
+def _classes_written_by_name(core_schema: Any) -> set[Any]:
+    """Return the classes in a message whose fields aiqueue may write under their names: all of them, if any field is
+    read under another name than it is written, so that the message would not come back by its aliases.
+    """
+    nodes = list(schema_nodes(core_schema))
+    names = (_names_of(name, field) for node in nodes for name, field in _fields_of(node))
+    if all(read == written for read, written in names):
+        return set()
+    return {node["cls"] for node in nodes if "cls" in node}
+
+
+def _fields_of(schema: Any) -> Iterable[tuple[str, Any]]:
+    """Return the fields of a node of a core schema by name; none for a node that is no class's fields."""
+    if schema.get("type") in ("model-fields", "typed-dict"):
+        return cast("dict[str, Any]", schema["fields"]).items()
+    return [(each["name"], each) for each in schema["fields"]] if schema.get("type") == "dataclass-args" else ()
+
+
+def _names_of(name: str, field: Any) -> tuple[str, str]:
+    """Return under which name pydantic lists a field that is read (its alias, or the first of several), and under which
+    one it is written.
+    """
+    alias, written = field.get("validation_alias", name), field.get("serialization_alias", name)
+    if isinstance(alias, str):
+        return alias, written
+    read = (path[0] for path in alias if isinstance(path, list) and [*map(type, path)] == [str])
+    return next(read, name), written
 
 
 def _is_shown(default: Any) -> bool:

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from .. import npm
 from ..support import Account, eventually
 
 HERE = Path(__file__).parent
 GUIDE = HERE / "guide.md"
-MODULES = HERE / "node_modules"  # in .gitignore
 START_S, ANSWER_S, END_S = 20.0, 30.0, 5.0
-INSTALL_S = 40.0  # below the time limit of a test, whose first one waits for it
-NODE_MIN = 20
 
 
 class Refused(Exception):
@@ -120,56 +114,4 @@ def node(account: Account, log: Path) -> Plain:
 
 def node_problem() -> str:
     """Why there is no Node.js client here, after a try to install it; "" where there is one."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        return "there is no node, or no npm"
-    version = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=20, check=False).stdout
-    major = version.strip().removeprefix("v").split(".")[0]
-    if not major.isdigit() or int(major) < NODE_MIN:
-        return f"node is {version.strip() or 'of no known version'}, and its client needs {NODE_MIN} or newer"
-    try:
-        return _alone(_install)
-    except OSError as error:
-        return f"its packages cannot be installed: {error}"
-
-
-def _alone(work: Callable[[], str]) -> str:
-    """Test processes that run beside each other install one after the other; what went wrong while one waited is not
-    tried again by it.
-    """
-    begun, end = time.time(), time.monotonic() + INSTALL_S
-    with (HERE / ".install").open("a+") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    return "another process has been installing its packages for too long"
-                time.sleep(0.05)
-        lock.seek(0)
-        at, _, problem = lock.read().partition(" ")
-        if problem and float(at) >= begun:
-            return problem
-        problem = work()
-        lock.truncate(0)
-        lock.write(f"{time.time()} {problem}")
-        return problem
-
-
-def _install() -> str:
-    lockfile = HERE / "package-lock.json"
-    mark = MODULES / ".installed"
-    if mark.exists() and mark.read_text() == lockfile.read_text():
-        return ""
-    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0", "--fetch-timeout=10000"]
-    try:
-        done = subprocess.run(
-            command, cwd=HERE, capture_output=True, text=True, timeout=INSTALL_S, check=False, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        return f"npm has not installed its packages within {INSTALL_S:g} s"
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("npm error")]
-        return f"npm does not install its packages: {(lines or ['no word'])[0]}"
-    mark.write_text(lockfile.read_text())
-    return ""
+    return npm.problem(HERE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -80,7 +82,9 @@ def schema(
     settings = options.settings()
     topology = Topology.of(settings)
     sources = list(dict.fromkeys(targets or ()))
-    kinds = [each for target in sources for each in _kinds_of(load(target), target, topology)]
+    with contextlib.redirect_stdout(sys.stderr):  # a module may print when it is imported
+        programs = {target: load(target) for target in sources}
+    kinds = [each for target, found in programs.items() for each in _kinds_of(found, target, topology)]
     selected = select(topology, kinds, sources=sources, families=families, names=names)
     title = title or ", ".join(sources) or "aiqueue"
     if form == "json-schema":

@@ -39,7 +39,7 @@ def make_asyncapi(
 
     Raises BadInput for a class that has no schema.
     """
-    document = DocumentBuilder(topology, selected)
+    document = AsyncApiBuilder(topology, selected)
     for name, kinds in selected.items():
         family = topology.family(name)
         (document.add_mail if family.role == "inbox" else document.add_jobs)(family, kinds)
@@ -55,8 +55,8 @@ def make_asyncapi(
     }
 
 
-class DocumentBuilder:
-    """The parts of a document, as they are added."""
+class AsyncApiBuilder:
+    """The parts of an AsyncAPI document, as they are added."""
 
     def __init__(self, topology: Topology, selected: Selection) -> None:
         kinds = [each for group in selected.values() for each in group]
@@ -117,8 +117,7 @@ class DocumentBuilder:
             "max_msgs_per_subject": family.max_msgs_per_subject,
         }  # fmt: skip
         priority = {
-            "description": "Higher ones are run first.", "enum": list(family.priorities),
-            **({"default": subjects.NORMAL} if subjects.NORMAL in family.priorities else {}),
+            "description": "Higher ones are run first.", "enum": list(family.priorities), "default": subjects.NORMAL,
         }  # fmt: skip
         self._add_channel(
             family.name, subjects.bare(family.name, "{tenant}"), messages, {"tenant": _TENANT}, facts=facts,

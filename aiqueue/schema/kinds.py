@@ -57,13 +57,12 @@ def select(
         if names is not None:
             raise BadInput(f"kinds are known from code: name the program of {_listed(names)}, such as app:worker")
         return {name: [HandledKind(name, ANY_KIND, None)] for name in topology.families if name in (families or [name])}
-    merged = _merge(kinds)
-    _refuse_missing(merged, sources, families, names)
+    handled = list(kinds)
+    _refuse_missing(handled, sources, families, names)
     found: dict[str, list[HandledKind]] = {}
-    for each in merged:
-        topology.family(each.family)
-        if (families is None or each.family in families) and (names is None or each.name in names):
-            found.setdefault(each.family, []).append(each)
+    for each in _merge(handled, families, names):
+        topology.family(each.family)  # raises for one that is not declared
+        found.setdefault(each.family, []).append(each)
     if not found:
         raise BadInput(f"{_listed(names or ())} is no kind of {_listed(families or ())}: leave one of the options out")
     return {name: found[name] for name in topology.families if name in found}
@@ -81,10 +80,14 @@ def component_names(selected: Selection) -> dict[tuple[str, str], str]:
     return {key: name for name, key in used.items()}
 
 
-def _merge(kinds: Iterable[HandledKind]) -> list[HandledKind]:
-    """Return each kind once, sorted. Raises BadInput for one that is two classes."""
+def _merge(
+    kinds: Iterable[HandledKind], families: Sequence[str] | None, names: Sequence[str] | None
+) -> list[HandledKind]:
+    """Return each kind that is selected once, sorted. Raises BadInput for one that is two classes."""
     merged: dict[tuple[str, str], HandledKind] = {}
     for each in kinds:
+        if (families is not None and each.family not in families) or (names is not None and each.name not in names):
+            continue
         known = merged.setdefault((each.family, each.name), each)
         if known.model is not each.model:
             classes = f"{_class_name(known)} in {known.source}, and {_class_name(each)} in {each.source}"

@@ -132,8 +132,8 @@ class Secrets(aiqueue.Message[dict[str, pydantic.SecretStr]], kind="secrets"):
     logins: list[Login] = pydantic.Field([Login()])
 
 
-class Page(pydantic.BaseModel):
-    number: int = pydantic.Field(serialization_alias="pageNumber")
+class Page(pydantic.BaseModel, populate_by_name=True):
+    number: int = pydantic.Field(alias="pageNumber")
 
     @pydantic.computed_field
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import hashlib
 import json
 from typing import Annotated, Any
 
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 import aiqueue
 from aiqueue import codec
 from aiqueue.errors import BadInput, EncodeError
+from aiqueue.gateway import EmbeddingRequest, GatewayRequest
 from aiqueue.payload import encode_message, parse_message
+from aiqueue.rag import RagDelete, RagDocument, RagQuery, RagReindex
 from aiqueue.schema import HandledKind, make_json_schema
 from aiqueue.schema.drafts import to_draft07
 from aiqueue.schema.payloads import describe_payloads
@@ -24,6 +27,7 @@ from . import programs
 from .documents import find, print_schema, problems, problems_2020, sample
 from .programs import SECRET, Aliased, Camel, Cat, Dog, Everything, Odd, Page, Part, Place, Point, Secrets, Tree
 
+DOCUMENT = b"x"
 TEXT = st.text(max_size=20)
 WHOLE = st.integers(-(2**63), 2**63 - 1)
 DECIMALS = st.decimals(allow_nan=False, allow_infinity=False) | st.just(decimal.Decimal("1E+10"))
@@ -67,7 +71,8 @@ MESSAGES = {
         address=st.none() | st.ip_addresses(v=4),
         path=st.none() | st.sampled_from(["/", "/a/b", "c"]),
         anything=PLAIN,
-        document=st.none() | st.just(aiqueue.Document(tenant="acme", sha256="0" * 64, size=1)),
+        document=st.none()
+        | st.just(aiqueue.Document(tenant="acme", sha256=hashlib.sha256(DOCUMENT).hexdigest(), size=1)),
     ),
     Aliased: st.builds(
         lambda **fields: Aliased.model_validate(fields), userId=TEXT, readToo=WHOLE, written=WHOLE, **{"in": WHOLE}
@@ -152,7 +157,7 @@ def test_what_the_class_refuses_does_not_fit(documents: Any, message: type[aique
 def test_each_result_fits_its_schema(documents: Any) -> None:
     _, bundle = documents
 
-    @given(st.lists(st.builds(Page, number=WHOLE), max_size=3), PARTS)
+    @given(st.lists(WHOLE.map(lambda number: Page(number=number)), max_size=3), PARTS)
     def fits(pages: list[Page], part: Part) -> None:
         assert problems_2020(bundle, "result.agent.tasks.agent.task", codec.decode(codec.encode(pages))) == []
         assert problems_2020(bundle, "result.agent.tasks.every_thing", codec.decode(codec.encode(part))) == []
@@ -209,6 +214,9 @@ def test_classes_of_one_name_have_definitions_of_their_own() -> None:
 
     kinds = [HandledKind("agent.tasks", f"bag-{number}", make(number)) for number in (1, 2)]
     document = make_json_schema({"agent.tasks": kinds}, title="", version="")
+    assert [name for name in document["$defs"] if "." in name] == [
+        f"{what}.agent.tasks.bag-{number}" for what in ("message", "result") for number in (1, 2)
+    ]  # so that no class has the name of a message
     for number in (1, 2):
         for what in ("message", "result"):
             assert problems_2020(document, f"{what}.agent.tasks.bag-{number}", {}) == []
@@ -277,3 +285,36 @@ def test_the_only_whole_numbers_that_do_not_fit_are_those_above_64_bits(document
     written = codec.decode(encode_message(Everything(text="", whole=2**64)))
     assert isinstance(written["whole"], str)
     assert problems_2020(bundle, "message.agent.tasks.every_thing", written)
+
+
+@pytest.mark.parametrize("program", ["aiqueue.gateway:worker", "aiqueue.rag:worker"])
+def test_messages_of_the_products_fit_their_documents(program: str) -> None:
+    document, bundle = print_schema(program), print_schema(program, "--format", "json-schema")
+    for each in PRODUCTS[program]:
+        name = f"message.{each.aiq_family}.{each.aiq_kind}"
+        written = codec.decode(encode_message(each))
+        assert problems(document, document["components"]["schemas"][name], written) == [], each
+        assert problems_2020(bundle, name, written) == [], each
+
+
+CHAT = [
+    {"role": "user", "content": [{"type": "text", "text": "?"}]},
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": {}}]},
+]
+PRODUCTS: dict[str, list[aiqueue.Message[Any]]] = {
+    "aiqueue.gateway:worker": [
+        GatewayRequest(model="small", messages=CHAT),
+        GatewayRequest.model_validate({"model": "small", "prompt": "hi", "parameters": {"temperature": 0, "top_k": 3}}),
+        GatewayRequest(model="small", messages=CHAT, stop=["a"], logit_bias={"1": -1}, stream=True, seed=-5),
+        EmbeddingRequest.model_validate({"model": "small", "input": ["a", "b"]}),
+    ],
+    "aiqueue.rag:worker": [
+        RagDocument(document_id="a", content="text"),
+        RagDocument(content=b"\xff\x00", metadata={"tags": ["a", 1, None, True], "year": 2026}, name="x.pdf"),
+        RagDocument(chunks=["one", {"content": "two", "heading": "H", "page": 3}]),  # type: ignore[list-item]
+        RagDocument(path="/srv/x.md"),
+        RagDelete(document_id="x"),
+        RagReindex(all=True),
+        RagQuery(query="why?", where={"year": {"gte": 2020}}, k=100),
+    ],
+}

@@ -61,11 +61,6 @@ def lane(family: str, tenant: str, priority: str, key: str = "") -> str:
     return f"ai.{family}.{tenant}.{priority}.{key}" if key else f"ai.{family}.{tenant}.{priority}"
 
 
-def bare(family: str, tenant: str) -> str:
-    """Return the bare subject of a family. The token is not checked."""
-    return f"ai.{family}.{tenant}"
-
-
 class Lane(NamedTuple):
     """The jobs of one tenant and priority in a family.
 

@@ -120,7 +120,7 @@ class AsyncApiBuilder:
             "description": "Higher ones are run first.", "enum": list(family.priorities), "default": subjects.NORMAL,
         }  # fmt: skip
         self._add_channel(
-            family.name, subjects.bare(family.name, "{tenant}"), messages, {"tenant": _TENANT}, facts=facts,
+            family.name, _bare_subject(family), messages, {"tenant": _TENANT}, facts=facts,
             about=f"Jobs of {family.name} with normal priority. A Nats-Msg-Id is remembered for {window}. A full lane "
             "refuses the job with error 10077; without a JetStream publish it does so silently.",
         )  # fmt: skip
@@ -220,7 +220,7 @@ class AsyncApiBuilder:
         agents = sorted({agent for each in kinds for agent in each.agents})
         facts = {"family": family.name, "stream": family.stream, "default_kind": family.default_kind}
         self._add_channel(
-            family.name, subjects.bare(family.name, "{tenant}"), messages.values(), {"tenant": _TENANT}, facts=facts,
+            family.name, _bare_subject(family), messages.values(), {"tenant": _TENANT}, facts=facts,
             about=f"Mail for the inbox that the header {headers.TARGET} names.",
         )  # fmt: skip
         self._add_channel(
@@ -299,6 +299,10 @@ class AsyncApiBuilder:
     ) -> None:
         made = {"action": action, "channel": _channel(channel), "summary": about, "messages": _in(channel, messages)}
         self.operations[name] = {**made, **({"reply": reply} if reply else {})}
+
+
+def _bare_subject(family: Family) -> str:
+    return subjects.lane(family.name, "{tenant}", "").removesuffix(".")
 
 
 def _channel(name: str) -> dict[str, str]:

@@ -97,7 +97,7 @@ class WireJsonSchema(GenerateJsonSchema):
         return {}
 
     def decimal_schema(self, schema: Any) -> JsonSchemaValue:
-        """Leave out the pattern: it refuses "1E+10", which is a decimal, and which aiqueue writes."""
+        """Leave out the pattern that pydantic 2.12 and 2.13 state: it refuses "1E+10", which aiqueue may write."""
         found = super().decimal_schema(schema)
         for each in (found, *found.get("anyOf", ())):
             each.pop("pattern", None)

@@ -32,7 +32,8 @@ from .shown_payload import redact_data, show_payload
 from .stats import FamilyStats, LaneStats
 from .timeline import TimelineEvent, event_of
 from .unknown_kinds import WaitingKind, describe_waiting, read_waiting_kinds
-from .workers import Holder, RunningJob, WorkerStats, ask_holder, parse_workers, read_workers
+from .worker_stats import RunningJob, WorkerStats, parse_workers
+from .workers import Holder, ask_holder, read_workers
 
 if TYPE_CHECKING:
     from .doctor import examine

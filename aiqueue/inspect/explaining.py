@@ -21,7 +21,8 @@ from .lookup import JobStats, describe_found, find_and_describe, find_enqueued
 from .reasons import choose, decide, describe
 from .stats import count_messages
 from .ticks import explain_tick
-from .workers import ASK_S, Holder, WorkerStats, ask_holder
+from .worker_stats import WorkerStats
+from .workers import ASK_S, Holder, ask_holder
 
 if TYPE_CHECKING:
     from ..limits import Rules

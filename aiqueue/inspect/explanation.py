@@ -12,7 +12,8 @@ from ..subjects import Lane
 from ..topology import Family
 from .limit_stats import LimitStats, LimitUse
 from .lookup import JobStats
-from .workers import Holder, WorkerStats
+from .worker_stats import WorkerStats
+from .workers import Holder
 
 REMEDIES: Mapping[str, str] = {  # docs/explain.md explains each reason
     "done": "`aiqueue inspect {job}` shows its result",

@@ -16,7 +16,8 @@ from .explanation import LaneEvidence
 from .limit_stats import LimitStats, LimitUse, read_limits
 from .pauses import read_pauses
 from .stats import count_pending
-from .workers import WorkerStats, read_workers
+from .worker_stats import WorkerStats
+from .workers import read_workers
 
 if TYPE_CHECKING:
     from ..limits import Rules

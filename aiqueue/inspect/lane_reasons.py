@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from ..subjects import Lane
 from ..units import short_duration
 from .explanation import Found, JobEvidence, LaneEvidence
-from .workers import WorkerStats
+from .worker_stats import WorkerStats
 
 PAUSED_NS = 5_000_000_000  # a shorter pause of a consumer is a worker's, which is about to remove it
 NAMES_MAX = 3

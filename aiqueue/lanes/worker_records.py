@@ -15,7 +15,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from .. import headers, subjects
-from ..connection import Connection
+from ..connection import Connection, Stored
 from ..errors import AIQueueError
 from ..job import ANY_KIND
 from ..topology import Topology
@@ -24,7 +24,7 @@ PREFIX = "worker"
 EVERY_S = 5.0  # between two writes of a record
 TTL_S = 20.0
 WRITE_S = REMOVE_S = 2.0
-READ_AT_ONCE = 1_000
+READ_AT_ONCE = 1000
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 _KEY_MAX = 128
 
@@ -46,22 +46,23 @@ class WorkerRecords:
 
         Raises Unavailable, NotFound, AccessDenied.
         """
-        return [record for record, _ in await self.read_heard()]
-
-    async def read_heard(self) -> list[tuple[Record, float]]:
-        """As `read`, each record with the time at which it was stored, in seconds since the epoch."""
-        found: list[tuple[Record, float]] = []
-        everything = subjects.bucket(self._stream, PREFIX, "*")
-        async for stored in self._connection.read(self._stream, everything, batch=READ_AT_ONCE):
-            if headers.KV_OPERATION in stored.headers:
-                continue  # removed with `nats kv`
+        found: list[Record] = []
+        for stored in await self.read_stored():
             try:
                 record = from_json(stored.data)
             except ValueError:
                 continue  # another program's
             if isinstance(record, dict):
-                found.append((record, stored.time))
+                found.append(record)
         return found
+
+    async def read_stored(self) -> list[Stored]:
+        """As `read`, as they are stored. A record that is written again meanwhile is there once, as it is then."""
+        found: dict[str, Stored] = {}
+        everything = subjects.bucket(self._stream, PREFIX, "*")
+        async for stored in self._connection.read(self._stream, everything, batch=READ_AT_ONCE):
+            found[stored.subject] = stored
+        return [each for each in found.values() if headers.KV_OPERATION not in each.headers]  # others are removed
 
     async def write(self, name: str, record: Record) -> None:
         """Write a worker's record. Raises Unavailable, NotFound, QueueFull, AccessDenied."""

@@ -97,7 +97,7 @@ async def test_what_its_workers_are_at(
 async def test_its_workers_were_not_heard_of_for_long(
     client: aiqueue.Client, why: Why, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiqueue.inspect.workers.SILENT_S", -1.0)
+    monkeypatch.setattr("aiqueue.inspect.worker_stats.SILENT_S", -1.0)
     await announce(client)
     assert (await why(await client.enqueue(Hold(), tenant="acme")))["reason"] == "workers_lost"
 

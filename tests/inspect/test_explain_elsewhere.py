@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import textwrap
@@ -280,7 +281,7 @@ def test_a_reason_is_found_whatever_is_known() -> None:
         full = {"num_ack_pending": 5, "config": {"max_ack_pending": 5}}
         consumer = maybe({}, {"num_waiting": 1, "num_pending": 3}, full)
         record = {"worker": "w", "families": [FAMILY], "state": chance.choice(["ok", "draining", "stalled"])}
-        workers = maybe((), tuple(parse_workers([(record, 1.0)], 1.0)))
+        workers = maybe((), tuple(parse_workers([(json.dumps(record).encode(), 1.0)], 1.0)))
         own = Lane(FAMILY, "acme", "normal")
         lane = maybe(LaneEvidence(family, own, consumer, workers, maybe(ActivePauses()), maybe({})))
         held_as: Any = chance.choice(["waiting", "starting", "running", "result"])

@@ -171,13 +171,54 @@ async def test_records_of_former_versions_and_of_other_programs_are_read(client:
     ]
     fields = ("family", "tenant", "priority", "seq", "job_id", "kind", "delivered_s")
     for value in wrong:
-        (found,) = parse_workers([(dict.fromkeys(former, value), 100.0)], 100.0)
+        (found,) = parse_workers([(json.dumps(dict.fromkeys(former, value)).encode(), 100.0)], 100.0)
         assert len(found.name) <= 300
         assert found.state == "running"
         job = {**dict.fromkeys(fields, "a"), "seq": 3, "delivered_s": value}
-        (found,) = parse_workers([({"jobs": [dict.fromkeys(fields, value), job]}, 100.0)], 100.0)
+        jobs = {"jobs": [dict.fromkeys(fields, value), job]}
+        (found,) = parse_workers([(json.dumps(jobs).encode(), 100.0)], 100.0)
         assert all(0 <= each.age_s < 2**62 for each in found.jobs)  # infinite: `aiqueue workers` ended with an error
-    assert parse_workers([({}, 80.0)], 100.0)[0].state == "silent"
+    assert parse_workers([(b"{}", 80.0)], 100.0)[0].state == "silent"
+    assert parse_workers([(wrong, 1.0) for wrong in (b"", b"[]", b"7", b"null", b"{", b"\xff")], 1.0) == []
+
+
+def test_a_field_that_is_wrong_leaves_the_others_as_they_are() -> None:
+    job = {"family": "agent.tasks", "tenant": "acme", "priority": "normal", "seq": 3, "job_id": "a", "kind": "k"}
+    record = {
+        "worker": "one", "state": "draining", "host": "h" * 400, "pid": 7, "slots": True, "running": 2.5, "lanes": -1,
+        "kinds": {"agent.tasks": ["a", 7, "b" * 400], "rag.ingest": "k"}, "tenants": ["acme", None], "started": 5,
+        "jobs": [{**job, "delivered_s": 1.5}, 7, {**job, "seq": "3", "delivered_s": 2}], "answers": 1,
+        "key_lanes": True, "in_line": {"agent.tasks": 4, "rag.ingest": "x"}, "rss_bytes": 0,
+    }  # fmt: skip
+    (found,) = parse_workers([(json.dumps(record).encode(), 100.0)], 100.0)
+    assert (found.name, found.state, found.pid, found.started_at) == ("one", "draining", 7, 5.0)
+    assert (found.host, found.slots, found.running, found.lanes) == ("h" * 300, 0, 2, 0)
+    assert found.kinds == {"agent.tasks": ("a", "", "b" * 300), "rag.ingest": ()}
+    assert (found.families, found.tenants) == (("agent.tasks", "rag.ingest"), ("acme", ""))
+    assert [(each.seq, each.age_s, each.kind) for each in found.jobs] == [(0, 2.0, "k"), (3, 1.5, "k")]
+    assert (found.answers, found.heeds_limits, found.rss_bytes) == (False, True, None)
+    assert found.in_line == {"agent.tasks": 4, "rag.ingest": 0}
+
+
+async def test_a_worker_that_writes_its_record_while_all_are_read_is_listed_once(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiqueue.lanes.worker_records.READ_AT_ONCE", 2)
+    records, read = WorkerRecords(client.connection, client.topology), client.connection.read
+    for number in range(5):
+        await records.write(f"w{number}", {"worker": f"w{number}", "slots": 1})
+
+    async def read_and_write(stream: str, subject: str, **options: Any) -> Any:
+        has_written = ".pause." in subject
+        async for stored in read(stream, subject, **options):
+            yield stored
+            if not has_written:
+                await records.write("w0", {"worker": "w0", "slots": 2})
+                has_written = True
+
+    monkeypatch.setattr(client.connection, "read", read_and_write)
+    listed = await client.workers()
+    assert [(each.name, each.slots) for each in listed] == [("w0", 2), *((f"w{n}", 1) for n in range(1, 5))]
 
 
 async def test_nothing_in_a_record_reaches_a_terminal_raw(client: aiqueue.Client, cli: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -29,7 +30,8 @@ __all__ = ["FamilyStats", "JobStats", "LaneStats", "job", "lanes", "overview"]
 AGED_LANES_MAX = 1_000  # lanes of one family whose oldest job is read, one request each
 ASKED_LANES_MAX = 16  # lanes of one family that are asked for their oldest job if only the oldest of all counts
 REQUESTS_AT_ONCE = 16
-FIRST_BATCH = 64  # jobs read at once to find the oldest pending one
+PAGES_AT_ONCE = 4
+FIRST_BATCH = 16  # jobs read at once to find the oldest pending one
 LIST_S = 8.0  # a server of a cluster waits 4 s for the others before it names those that are missing
 PAUSED_NS = 5_000_000_000  # a shorter pause is a worker's, which is about to remove the consumer
 
@@ -171,9 +173,8 @@ async def overview(connection: Connection, topology: Topology, *, sample_s: floa
 
     Takes `sample_s` seconds, over which rates are measured (0: no rates). Raises Unavailable, AccessDenied.
     """
-    pauses = await read_pauses_if_allowed(connection, topology)
     reads = (_read_family(connection, topology, each, sample_s) for each in topology.families.values())
-    found = await asyncio.gather(*reads)
+    pauses, found = await asyncio.gather(read_pauses_if_allowed(connection, topology), asyncio.gather(*reads))
     return [replace(each, pauses=tuple(one for one in pauses if one.family == each.family)) for each in found]
 
 
@@ -196,7 +197,8 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
             lane.tenant, order.get(lane.priority, len(order)), lane.priority, keys.get(lane.key, lane.key)
         ),
     )  # fmt: skip
-    ages = await _read_oldest_ages(connection, family, counts, ordered)
+    now = (await _sample_stream(connection, family.stream)).at
+    ages = await _read_oldest_ages(connection, family, counts, ordered, now)
     quiet = {bool(lane.key) for lane, count in counts.items() if not count.partial and not count.in_flight}
     listening = {has_key: await has_listeners(connection, family, has_key=has_key) for has_key in quiet}
     pauses = ActivePauses(await read_pauses_if_allowed(connection, topology))
@@ -222,21 +224,20 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
 
 
 async def _read_family(connection: Connection, topology: Topology, family: Family, sample_s: float) -> FamilyStats:
-    dead = await count_messages(connection, topology.dead_stream.name, subjects.dead(family.name))
-    parked = None
-    if family.role == "work":
-        parked = await count_messages(connection, topology.parked_stream.name, _parked_filter(family))
-    try:
-        first = await _sample_stream(connection, family.stream)
-        counts = await _count_lanes(connection, family)
-        oldest_age_s = await _read_oldest_age(connection, family, counts)
-        if sample_s > 0:
-            await asyncio.sleep(sample_s)
-            last = await _sample_stream(connection, family.stream)
-        else:
-            last = first
-    except NotFound:
+    async def count_parked() -> int | None:
+        if family.role != "work":
+            return None
+        return await count_messages(connection, topology.parked_stream.name, _parked_filter(family))
+
+    # asked at once: then the server is not idle while an answer is on its way, and 256 consumers are an answer
+    dead, parked, read = await asyncio.gather(
+        count_messages(connection, topology.dead_stream.name, subjects.dead(family.name)),
+        count_parked(),
+        _read_stream(connection, family, sample_s),
+    )
+    if read is None:
         return FamilyStats(family.name, family.stream, missing=True, dead=dead, parked=parked)
+    first, last, counts, oldest_age_s = read
     rate_in = rate_done = None
     if last.at > first.at:
         came = max(0, last.last_seq - first.last_seq)
@@ -261,6 +262,26 @@ async def _read_family(connection: Connection, topology: Topology, family: Famil
     )
 
 
+async def _read_stream(
+    connection: Connection, family: Family, sample_s: float
+) -> tuple[_StreamSample, _StreamSample, dict[Lane, _LaneCounts], float | None] | None:
+    """Return two samples that are `sample_s` seconds apart, the lanes, and the age of the oldest pending job.
+
+    None: the stream is missing.
+    """
+    try:
+        first, counts = await asyncio.gather(
+            _sample_stream(connection, family.stream), _count_lanes(connection, family)
+        )
+        oldest_age_s = await _read_oldest_age(connection, family, counts, first.at)
+        if sample_s <= 0:
+            return first, first, counts, oldest_age_s
+        await asyncio.sleep(sample_s)
+        return first, await _sample_stream(connection, family.stream), counts, oldest_age_s
+    except NotFound:
+        return None
+
+
 async def _sample_stream(connection: Connection, stream: str) -> _StreamSample:
     info = await connection.api(f"STREAM.INFO.{stream}")
     state, at = info["state"], timestamp(info["ts"])  # the server's clock on both sides: ours may differ
@@ -271,22 +292,28 @@ async def _sample_stream(connection: Connection, stream: str) -> _StreamSample:
 async def _count_lanes(connection: Connection, family: Family) -> dict[Lane, _LaneCounts]:
     """Return the numbers of all lanes that have stored jobs or a consumer, without parked jobs."""
     counts: dict[Lane, _LaneCounts] = {}
-    for subject, stored in (await count_subjects(connection, family.stream, f"ai.{family.name}.>")).items():
-        lane = subjects.parse_lane(subject)
-        if lane is not None:
-            shared = family.lanes == "shared"
-            counts.setdefault(lane._replace(tenant="*") if shared else lane, _LaneCounts()).stored += stored
-    async for name, info in list_consumers(connection, family.stream):
-        lane = family.lane_of(name)
-        if lane is None:
-            continue  # not a lane's
-        count = counts.setdefault(lane, _LaneCounts())
-        if info is None:
-            count.partial = True
-            continue
-        count.consumer = info
-        count.in_flight = info.get("num_ack_pending", 0)
-        count.redelivered = info.get("num_redelivered", 0)
+
+    async def add_stored() -> None:
+        for subject, stored in (await count_subjects(connection, family.stream, f"ai.{family.name}.>")).items():
+            lane = subjects.parse_lane(subject)
+            if lane is not None:
+                shared = family.lanes == "shared"
+                counts.setdefault(lane._replace(tenant="*") if shared else lane, _LaneCounts()).stored += stored
+
+    async def add_consumers() -> None:
+        async for name, info in list_consumers(connection, family.stream):
+            lane = family.lane_of(name)
+            if lane is None:
+                continue  # not a lane's
+            count = counts.setdefault(lane, _LaneCounts())
+            if info is None:
+                count.partial = True
+                continue
+            count.consumer = info
+            count.in_flight = info.get("num_ack_pending", 0)
+            count.redelivered = info.get("num_redelivered", 0)
+
+    await asyncio.gather(add_stored(), add_consumers())
     return counts
 
 
@@ -326,33 +353,49 @@ async def count_subjects(connection: Connection, stream: str, subject_filter: st
 
 
 async def list_consumers(connection: Connection, stream: str) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
-    """Yield the names of the consumers of a stream with their information, page by page.
+    """Yield the names of the consumers of a stream with their information.
 
     None: a server of a cluster has not reported it in time, as happens just after another server has died.
+    The server answers page by page. PAGES_AT_ONCE are asked for, so that it makes the next ones while one is read.
     """
+
+    async def read_page(offset: int) -> dict[str, Any]:
+        return await connection.api(f"CONSUMER.LIST.{stream}", {"offset": offset}, timeout=LIST_S)
+
+    pages = deque([asyncio.ensure_future(read_page(0))])
     offset = 0
-    while True:
-        page = await connection.api(f"CONSUMER.LIST.{stream}", {"offset": offset}, timeout=LIST_S)
-        found, missing = page.get("consumers") or [], page.get("missing") or []
-        for each in found:
-            yield each["name"], each
-        for name in missing:
-            yield name, None
-        offset += len(found) + len(missing)
-        if not found or offset >= page["total"]:
-            return
+    try:
+        while pages:
+            page = await pages.popleft()
+            found, missing = page.get("consumers") or [], page.get("missing") or []
+            offset = offset or len(found) + len(missing)  # as many are on each page but the last
+            while found and offset < page["total"] and len(pages) < PAGES_AT_ONCE:
+                pages.append(asyncio.ensure_future(read_page(offset)))
+                offset += page["limit"]
+            if pages:  # the tasks send their requests, and the socket gets them, before this page is used
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            for each in found:
+                yield each["name"], each
+            for name in missing:
+                yield name, None
+    finally:
+        for waiting in pages:
+            waiting.cancel()
+        await asyncio.gather(*pages, return_exceptions=True)
 
 
 async def _read_oldest_ages(
-    connection: Connection, family: Family, counts: Mapping[Lane, _LaneCounts], lanes: Iterable[Lane]
+    connection: Connection, family: Family, counts: Mapping[Lane, _LaneCounts], lanes: Iterable[Lane], now: float
 ) -> dict[Lane, float]:
-    """Return the age of the oldest pending job in each lane, in seconds, for at most AGED_LANES_MAX lanes."""
+    """Return the age of the oldest pending job in each lane, in seconds, for at most AGED_LANES_MAX lanes. `now`: by
+    the server's clock.
+    """
     asked = [lane for lane in lanes if counts[lane].pending][:AGED_LANES_MAX]
     if not asked:
         return {}
     ages: dict[Lane, float] = {}
     gate = asyncio.Semaphore(REQUESTS_AT_ONCE)
-    now = await _read_server_time(connection, family)
 
     async def read_age(lane: Lane) -> None:
         request = {"seq": counts[lane].first_pending_seq, "next_by_subj": subjects.lane(*lane)}
@@ -367,28 +410,25 @@ async def _read_oldest_ages(
     return ages
 
 
-async def _read_oldest_age(connection: Connection, family: Family, counts: Mapping[Lane, _LaneCounts]) -> float | None:
-    """Return the age of a family's oldest pending job, in seconds. None: no job is pending.
+async def _read_oldest_age(
+    connection: Connection, family: Family, counts: Mapping[Lane, _LaneCounts], now: float
+) -> float | None:
+    """Return the age of a family's oldest pending job, in seconds. None: no job is pending. `now`: see above.
 
     1. At most ASKED_LANES_MAX lanes have pending jobs: the oldest of them, one request for each lane.
     2. More lanes: reads the stream from the first sequence that may be pending. It passes only jobs in flight.
     """
     waiting = [count for count in counts.values() if count.pending]
     if len(waiting) <= ASKED_LANES_MAX:
-        return max((await _read_oldest_ages(connection, family, counts, counts)).values(), default=None)
-    now = await _read_server_time(connection, family)
+        return max((await _read_oldest_ages(connection, family, counts, counts, now)).values(), default=None)
     first = min(count.first_pending_seq for count in waiting)
-    async for stored in connection.read(family.stream, f"ai.{family.name}.>", seq=first, batch=FIRST_BATCH):
+    async for stored in connection.read(family.stream, ">", seq=first, batch=FIRST_BATCH):
         lane = subjects.parse_lane(stored.subject)
         if lane is not None and family.lanes == "shared":
             lane = lane._replace(tenant="*")
         if lane is None or lane not in counts or stored.seq >= counts[lane].first_pending_seq:
             return max(0.0, now - stored.time)
     return None
-
-
-async def _read_server_time(connection: Connection, family: Family) -> float:
-    return timestamp((await connection.api(f"STREAM.INFO.{family.stream}"))["ts"])
 
 
 async def count_messages(connection: Connection, stream: str, subject_filter: str, *, seq: int = 1) -> int | None:

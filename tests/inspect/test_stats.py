@@ -301,6 +301,30 @@ class TestFamily:
             await asyncio.gather(*(make_lane(client, tenant) for tenant in tenants[start : start + 50]))
         assert [tenant for tenant, _ in await lanes(client)] == tenants
 
+    @pytest.mark.parametrize("at_once", [1, 4])
+    async def test_asks_for_the_next_pages_of_consumers_before_it_uses_the_first(
+        self, client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, at_once: int
+    ) -> None:
+        names = [f"t{number:03}-normal" for number in range(600)]
+        for start in range(0, 600, 100):
+            await asyncio.gather(*(make_lane(client, name[:4]) for name in names[start : start + 100]))
+        asked, api = [], client.connection.api
+
+        async def note(subject: str, request: Any = None, **options: Any) -> Any:
+            asked.append(request["offset"])
+            return await api(subject, request, **options)
+
+        monkeypatch.setattr(client.connection, "api", note)
+        monkeypatch.setattr(stats, "PAGES_AT_ONCE", at_once)
+        found = []
+        async for name, info in stats.list_consumers(client.connection, "AI_AGENT_TASKS"):
+            if not found:
+                assert asked == [0, 256, 512][: at_once + 1]
+            assert info is not None
+            found.append(name)
+        assert found == names
+        assert asked == [0, 256, 512]
+
     async def test_passes_over_a_consumer_that_is_no_lane(self, client: aiqueue.Client) -> None:
         config = {"durable_name": "spy", "filter_subject": "ai.agent.tasks.spied.normal", "ack_policy": "explicit"}
         await client.connection.api(

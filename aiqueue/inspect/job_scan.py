@@ -20,6 +20,7 @@ from .stats import list_consumers
 from .timeline import run_and_enqueued_at
 
 BATCH = 256
+EVERYTHING = ">"  # with each page, the server counts what follows it: at once for this, a block long for other filters
 SEQ_MAX = 2**63 - 1
 
 
@@ -84,17 +85,22 @@ def list_sources(topology: Topology, wanted: ListFilter) -> list[Source]:
     """Return where the jobs of a filter are stored, in the order in which they are listed."""
     found: list[Source] = []
     tenant, priority = wanted.tenant or "*", wanted.priority or "*"
+    takes_all = wanted.tenant is None and wanted.priority is None
     families = topology.work_families if wanted.family is None else (topology.family(wanted.family),)
     if wanted.states & IN_LANES:
         for family in families:
             rest = ">" if family.limit_key else priority
-            found.append(Source("lanes", family.stream, f"ai.{family.name}.{tenant}.{rest}", family))
+            subject = EVERYTHING if takes_all else f"ai.{family.name}.{tenant}.{rest}"
+            found.append(Source("lanes", family.stream, subject, family))
     if wanted.states & IN_PARKING:
         lane = Lane(wanted.family or "*.*", tenant, priority)
         both = subjects.parked(lane, is_due=False).replace(".at.", ".*.", 1)
-        found.append(Source("parked", topology.parked_stream.name, both))
+        subject = EVERYTHING if takes_all and wanted.family is None else both
+        found.append(Source("parked", topology.parked_stream.name, subject))
     if "failed" in wanted.states:
-        found.append(Source("dead", topology.dead_stream.name, subjects.dead(wanted.family or "*.*", tenant)))
+        letters = subjects.dead(wanted.family or "*.*", tenant)
+        subject = EVERYTHING if takes_all and wanted.family is None else letters
+        found.append(Source("dead", topology.dead_stream.name, subject))
     return found
 
 
@@ -215,7 +221,7 @@ class JobScan:
 
     def _of_lane(self, source: Source, stored: Stored) -> Match | None:
         lane, family = subjects.parse_lane(stored.subject), source.family
-        if lane is None or family is None:
+        if lane is None or family is None or lane.family != family.name:
             return None
         job_headers = stored.headers
         run, at = headers.run(job_headers, stored.seq, stored.time)

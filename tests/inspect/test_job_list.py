@@ -14,8 +14,10 @@ import aiqueue
 from aiqueue import testing
 from aiqueue.codec.secret_paths import MASK
 from aiqueue.errors import BadInput, InvalidToken, SettingsError, UnknownFamily
-from aiqueue.inspect import ListedJob, job_list, shown_payload
+from aiqueue.inspect import ListedJob, job_list, make_filter, shown_payload
+from aiqueue.inspect.job_scan import list_sources
 from aiqueue.testing.server import settings_of_account
+from aiqueue.topology import Topology
 
 from ..support import Account, Eventually
 
@@ -156,6 +158,18 @@ async def test_pages_hold_all_jobs_of_all_streams_once(client: aiqueue.Client) -
         cursor, pages = page.cursor, pages + 1
     assert found == expected
     assert pages == 4
+
+
+def test_a_list_of_all_jobs_has_the_server_count_what_follows_a_page_without_a_filter() -> None:
+    """With a filter over subjects, the server reads a block of the stream for each page, to count in it."""
+    topology = Topology.load()
+    assert {each.subject for each in list_sources(topology, make_filter(topology))} == {">"}
+    of_family = list_sources(topology, make_filter(topology, family="agent.tasks"))
+    assert [(each.what, each.subject) for each in of_family] == [
+        ("lanes", ">"), ("parked", "ai.parked.*.agent.tasks.*.*.*.*"), ("dead", "ai.dead.agent.tasks.*.*"),
+    ]  # fmt: skip
+    (lane, *_) = list_sources(topology, make_filter(topology, family="agent.tasks", tenant="acme"))
+    assert lane.subject == "ai.agent.tasks.acme.*"
 
 
 async def test_a_page_that_has_not_searched_all_says_where_to_go_on(

@@ -37,7 +37,7 @@ HOW: dict[str, Text] = {  # what each of TEXTS takes
     ),
     "endurance": lambda module, client, _, chosen: module.run(client, jobs=chosen.jobs),
     "failing": lambda module, client, _, chosen: module.run(client, rounds=chosen.rounds),
-    "operator": lambda module, client, _, chosen: module.run(client, jobs=chosen.jobs),
+    "operator": lambda module, client, _, chosen: module.run(client, jobs=chosen.jobs, only=chosen.only),
 }
 
 
@@ -61,6 +61,8 @@ def one(question: str, arguments: list[str]) -> int:
         parser.add_argument("--json", action="store_true")
     if question == "documents":
         parser.add_argument("--megabytes", type=whole.at_least_1, default=300, help="size of the document")
+    if question == "operator":
+        parser.add_argument("--only", choices=("acts", "kills", "looks"), help="one part of it")
     chosen = parser.parse_args(arguments)
     try:
         answer = run_loop(ask(question, chosen))

@@ -28,6 +28,8 @@ STORE_S = 2.0  # an act waits so long for its line
 USER_S = 1.0
 TEXT_MAX = 500  # characters of a text in a line
 ITEMS_MAX = 50  # of what an act was about
+DEPTH_MAX = 4
+INT_BITS_MAX = 64
 
 _BEGUN, _ENDED = "begun", "ended"
 
@@ -89,7 +91,7 @@ class Audit:
         subjects.token("act", act.replace(".", "-") if isinstance(act, str) else act)
         audited = AuditedAct(act)
         who = {"nats_user": await self._find_nats_user(), "os_user": by or _os_user(), "host": socket.gethostname()}
-        stated = {"target": {name: _short(value) for name, value in list(target.items())[:ITEMS_MAX]}}
+        stated = {"target": _bounded(target)}
         await self._store(audited, _BEGUN, {**who, **stated})
         error = "interrupted"
         try:
@@ -99,7 +101,7 @@ class Audit:
             error = f"{type(problem).__name__}: {problem}"[:TEXT_MAX]
             raise
         finally:
-            outcome = {"count": audited.count, "details": audited.details, "error": error}
+            outcome = {"count": audited.count, "details": _bounded(audited.details), "error": error}
             await self._store(audited, _ENDED, {**who, **stated, **outcome})
 
     async def find(
@@ -107,13 +109,14 @@ class Audit:
     ) -> AsyncGenerator[AuditLine, None]:
         """Yield the lines, the oldest first. Lines older than the stream keeps (90 days) are gone.
 
-        `act`: of this act, or of those below it: "dead" is for "dead.replay". `newer` (a duration): begun at most so
+        `act`: of this act, or of those below it: "dead" is for "dead.replay". It may be written as the command, as
+        "jobs.run-now". `newer` (a duration): begun at most so
         long ago. `user`: whose NATS or OS user is this. Raises NotFound (run `aiqueue apply`), AccessDenied,
         Unavailable.
         """
         if act is not None:
             subjects.token("act", act.replace(".", "-"))
-        since = None
+        wanted, since = "" if act is None else f"{_plain_act(act)}.", None
         if newer is not None:
             await self._connection.clock.ensure(self._topology.audit_stream.name)
             since = self._connection.clock.now() - parse_duration("newer", newer)
@@ -121,12 +124,14 @@ class Audit:
         stream, filter_subject = self._topology.audit_stream.name, f"{subjects.AUDIT}.*"
         async for stored in self._connection.read(stream, filter_subject, since=since):
             line = _parse(stored)
-            if line is None or (act is not None and line.act != act and not line.act.startswith(f"{act}.")):
+            if line is None or (wanted and not f"{_plain_act(line.act)}.".startswith(wanted)):
                 continue
             if user not in (None, line.nats_user, line.os_user):
                 continue
-            first = found.get(line.id)
-            found[line.id] = line if first is None else replace(line, begun_at=first.begun_at)
+            first = found.setdefault(line.id, line)
+            if first.ended_at is None and line.ended_at is not None:  # a later message replaces nothing that was said
+                outcome = {"ended_at": line.ended_at, "count": line.count, "details": line.details}
+                found[line.id] = replace(first, **outcome, error=line.error)
         for line in found.values():
             yield line
 
@@ -166,23 +171,38 @@ def _os_user() -> str:
         return "?"
 
 
-def _short(value: Any) -> Any:
-    """Return a value of a line: a text is cut."""
-    if isinstance(value, list | tuple):
-        return [_short(each) for each in value[:ITEMS_MAX]]
-    return value[:TEXT_MAX] if isinstance(value, str) else value
+def _plain_act(act: str) -> str:
+    return act.replace("-", "_")
+
+
+def _bounded(value: Any, depth: int = DEPTH_MAX) -> Any:
+    """Return data of a line: texts are cut, and what is too many or too deep is left out."""
+    if isinstance(value, str):
+        return value[:TEXT_MAX].encode("utf-8", "replace").decode()  # a lone surrogate cannot be printed
+    if isinstance(value, int) and value.bit_length() > INT_BITS_MAX:
+        return f"… a number of {value.bit_length():,} bits"
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if not depth:
+        return "…"
+    if isinstance(value, Mapping):
+        some = list(value.items())[:ITEMS_MAX]
+        return {_bounded(str(key)): _bounded(each, depth - 1) for key, each in some}
+    return [_bounded(each, depth - 1) for each in value[:ITEMS_MAX]]
 
 
 def _parse(stored: Stored) -> AuditLine | None:
-    """Return the line in a message; None for what somebody else has written."""
+    """Return the line in a message; None for what somebody else has written. Each value may be a stranger's, too."""
     try:
         said = json.loads(stored.data)
         ended = said["phase"] == _ENDED
+        texts = {name: str(_bounded(said[name])) for name in ("id", "act", "nats_user", "os_user", "host")}
+        target, count = _bounded(dict(said["target"])), said["count"] if ended else None
         return AuditLine(
-            id=str(said["id"]), act=str(said["act"]), target=dict(said["target"]), nats_user=str(said["nats_user"]),
-            os_user=str(said["os_user"]), host=str(said["host"]), begun_at=stored.time,
-            ended_at=stored.time if ended else None, count=said["count"] if ended else None,
-            details=dict(said["details"]) if ended else {}, error=str(said["error"]) if ended else "",
+            **texts, target=target, begun_at=stored.time, ended_at=stored.time if ended else None,
+            count=count if type(count) is int and count.bit_length() <= INT_BITS_MAX else None,
+            details=_bounded(dict(said["details"])) if ended else {},
+            error=str(_bounded(said["error"])) if ended else "",
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import TypedDict, Unpack
 
+from ..codec import secret_paths
 from ..config import Redact
 from ..connection import Connection
 from ..enqueue import DeadLetters
@@ -133,9 +134,12 @@ class Jobs:
 
 
 def describe_plan(plan: JobPlan) -> dict[str, object]:
-    """Return what the audit says of a plan."""
+    """Return what the audit says of a plan. A value that no message has may be that of a secret field: it is masked."""
     moved_to = {"to": plan.to} if plan.to else {}
-    return {**plan.filter.describe(), **moved_to, "matched": plan.count, "until": plan.until}
+    said = plan.filter.describe()
+    if not plan.count:
+        said |= {name: secret_paths.MASK for name in said if name.startswith("where ")}
+    return {**said, **moved_to, "matched": plan.count, "until": plan.until}
 
 
 async def run_audited(acting: ActMany, audited: AuditedAct, on_done: Callable[[int], None]) -> ActOutcome:

@@ -301,7 +301,7 @@ class _Outcome:
 async def _apply_to_each(
     dead: DeadLetters,
     found: list[int],
-    action: Callable[[DeadLetter], Coroutine[Any, Any, None]],
+    action: Callable[[DeadLetter], Coroutine[Any, Any, bool]],
     title: str,
     audited: AuditedAct,
 ) -> _Outcome:
@@ -316,11 +316,14 @@ async def _apply_to_each(
 
         async def apply(seq: int) -> None:
             try:
-                await action(await dead.get(seq))
+                done = await action(await dead.get(seq))
             except (QueueFull, BadInput, NotFound) as error:
                 outcome.errors.append((seq, str(error)))
             else:
-                outcome.done += 1
+                if done:
+                    outcome.done += 1
+                else:
+                    outcome.errors.append((seq, "somebody else has replayed or deleted it meanwhile"))
             advance(1)
 
         try:

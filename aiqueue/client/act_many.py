@@ -22,6 +22,7 @@ from .reschedule import reschedule
 
 CHUNK = 256  # jobs that are read, and acted on, together
 AT_ONCE = 32
+LETTER_GONE = "its dead letter is gone: replayed or purged"
 Outcomes = dict[Target, str | AIQueueError]  # "": done; else what the job does instead
 
 
@@ -158,7 +159,7 @@ class ActMany:
         await reschedule(self._parking, self._journal, self._connection.clock, family, job, None, status)
         return ""
 
-    async def _each_letter(self, chunk: Chunk, act: Callable[[DeadLetter], Coroutine[Any, Any, None]]) -> Outcomes:
+    async def _each_letter(self, chunk: Chunk, act: Callable[[DeadLetter], Coroutine[Any, Any, bool]]) -> Outcomes:
         outcomes: Outcomes = {}
 
         async def act_on(target: Target, stored: Stored | None) -> None:
@@ -167,11 +168,9 @@ class ActMany:
                     letter = await self._dead.complete(stored) if stored is not None else None
                     if letter is None:
                         letter = await self._dead.get(target.seq)  # this server may be behind
-                    await act(letter)
-                    outcomes[target] = ""
+                    outcomes[target] = "" if await act(letter) else LETTER_GONE
                 except NotFound as error:
-                    gone = "there is no dead letter" in str(error)
-                    outcomes[target] = "its dead letter is gone: replayed or purged" if gone else error
+                    outcomes[target] = LETTER_GONE if "there is no dead letter" in str(error) else error
                 except AIQueueError as error:
                     outcomes[target] = error
 

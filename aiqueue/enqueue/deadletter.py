@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import codec, headers, subjects
 from ..codec import secret_paths
-from ..connection import Connection, Stored
+from ..connection import Connection, PubAck, Stored
 from ..documents import Documents
 from ..errors import BadInput, EncodeError, NotFound, TooLarge
 from ..subjects import Lane
@@ -184,10 +184,11 @@ class DeadLetters:
             stored = stored._replace(data=stored.data + (rest.data if rest else b""))
         return _parse_dead_letter(stored)
 
-    async def replay(self, letter: DeadLetter) -> None:
+    async def replay(self, letter: DeadLetter) -> bool:
         """Enqueue the job again in its lane, with its history and a fresh set of attempts; then delete the dead letter.
 
-        If the process dies in between, the next replay does not store the job twice. Raises QueueFull.
+        If the process dies in between, the next replay does not store the job twice. False: somebody else has replayed
+        it meanwhile. Raises QueueFull.
         """
         kept = {
             name: value
@@ -204,12 +205,12 @@ class DeadLetters:
         }
         lane = await self._lane_of(letter)
         try:
-            await self._store_replay(lane, letter, job_headers)
+            stored = await self._store_replay(lane, letter, job_headers)
         except NotFound:
             if not lane.key:
                 raise
-            await self._store_replay(lane.without_key, letter, job_headers)
-        await self._delete(letter)
+            stored = await self._store_replay(lane.without_key, letter, job_headers)
+        return await self._delete(letter) or not stored.duplicate
 
     def _first_stored(self, letter: DeadLetter) -> dict[str, str]:
         """Return the header FIRST_STORED of a replay, for a job that was not stored anew before; empty if it was, and
@@ -233,22 +234,27 @@ class DeadLetters:
         token = await self._key_lanes.find_token(family, letter.lane.tenant, letter.key)
         return letter.lane._replace(key=token)
 
-    async def _store_replay(self, lane: Lane, letter: DeadLetter, job_headers: dict[str, str]) -> None:
+    async def _store_replay(self, lane: Lane, letter: DeadLetter, job_headers: dict[str, str]) -> PubAck:
         await self._connection.publish(subjects.hint(lane), subjects.hint_body(lane, letter.key))
         try:
-            await self._connection.store(subjects.work(*lane), letter.body, job_headers)
+            return await self._connection.store(subjects.work(*lane), letter.body, job_headers)
         except TooLarge:  # a job without its history is better than no job
             job_headers.pop(headers.HISTORY, None)
-            await self._connection.store(subjects.work(*lane), letter.body, job_headers)
+            return await self._connection.store(subjects.work(*lane), letter.body, job_headers)
 
-    async def purge(self, letter: DeadLetter) -> None:
-        """Delete the dead letter, and release the documents that it and its run hold. Safe if it is already deleted."""
-        await self._delete(letter)
+    async def purge(self, letter: DeadLetter) -> bool:
+        """Delete the dead letter, and release the documents that it and its run hold.
+
+        False: it is already deleted. Then nothing is released: if it was replayed, the documents are the new run's.
+        """
+        if not await self._delete(letter):
+            return False
         if subjects.RUN_KEY.fullmatch(run := letter.headers.get(headers.RESUMES, "")):
             parent = subjects.ParentRun(letter.lane.family, letter.job_id, run)
             await self.documents.release_run(letter.lane.tenant, parent)
         if headers.DOCUMENT_REF in letter.headers:
             await self.documents.end_holds(letter.lane.tenant, letter.headers)
+        return True
 
     async def body(self, letter: DeadLetter) -> bytes:
         """Return the job's body, also one stored as a document. Raises NotFound, Corrupt, BadInput, Unavailable."""
@@ -256,10 +262,12 @@ class DeadLetters:
             return letter.body
         return await self.documents.read_body(letter.lane.tenant, letter.headers)
 
-    async def _delete(self, letter: DeadLetter) -> None:
-        for seq in (letter.seq, headers.number(letter.headers.get(headers.REST, ""))):
-            if seq:
-                await self._connection.delete(self._stream, seq)
+    async def _delete(self, letter: DeadLetter) -> bool:
+        """Delete the messages of a dead letter. Return whether it was still stored."""
+        deleted = await self._connection.delete(self._stream, letter.seq)
+        if rest := headers.number(letter.headers.get(headers.REST, "")):
+            await self._connection.delete(self._stream, rest)
+        return deleted
 
 
 def _dead_letter_headers(job: FailedJob, job_headers: Mapping[str, str]) -> dict[str, str]:

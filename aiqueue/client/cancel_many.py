@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from .. import headers, subjects
 from ..connection import Connection, Stored, read_last
-from ..enqueue import Enqueued, ParkedCopy, park_copy, parse_parked_job
+from ..enqueue import Enqueued, ParkedCopy, find_original, park_copy, parse_parked_job
 from ..errors import AIQueueError, BadInput, NotFound, TooLarge
 from ..inspect import Source, read_delivered
 from ..journal import CANCELLED, EMPTY_RECORD, Entry, Journal, entry_from_stored
@@ -144,7 +144,14 @@ class CancelMany:
         family = self._topology.family(target.lane.family)
         parked = parse_parked_job(stored)
         if parked is not None:
-            return await self._canceller.cancel_parked(family, parked)
+            original = await find_original(self._connection, family.stream, stored.headers)
+            if original is None:
+                return await self._canceller.cancel_parked(family, parked)
+            # who took it out has died before the deletion, or is about to delete it
+            verdict = await self._canceller.cancel_queued(family, target.lane, target.job_id, original)
+            if verdict.cancelled:
+                await self._canceller.cancel_parked(family, parked)  # the copy
+            return verdict
         return await self._canceller.cancel_queued(family, target.lane, target.job_id, stored)
 
     def _where(self, target: Target) -> Enqueued:

@@ -6,8 +6,8 @@ one chunk, and what it has delivered stays. Then, for each job:
 1. A copy is parked for one lease, for the new lane (enqueue/take_out.py).
 2. The original is deleted.
 3. The journal says that the job is on its way: who awaits its result does not take it for gone.
-4. The job is stored in its new lane, under the Msg-Id that the copy would have there: the server takes one of them.
-5. The copy is deleted.
+4. The job is stored in its new lane, under the Msg-Id that its copies would have there: the server takes one of them.
+5. The copy is deleted, after 2 also those of movers that have died on the way.
 
 docs/decisions/job-lists.md has what a death between two of these does.
 """
@@ -21,20 +21,19 @@ from datetime import UTC, datetime
 
 from .. import headers, subjects
 from ..connection import Connection, Stored
-from ..enqueue import ParkedCopy, Parking, park_copy
+from ..enqueue import ParkedCopy, Parking, copy_msg_id, delete_other_copies, note_on_its_way, park_copy
 from ..errors import AIQueueError, BadInput, Conflict, NotFound, QueueFull
 from ..inspect import Source, read_delivered
-from ..journal import RETRY, Journal
+from ..journal import Journal
 from ..subjects import Lane
 from ..topology import Family, Topology
-from .cancel import journal_subject
 from .cancel_many import Chunk
 from .job_plans import Target
 
 AT_ONCE = 32
 PAUSE_S = 5.0  # of a lane's consumer; it ends after each chunk, and by itself if this process dies
-PAUSE_TRIES_MAX = 4
-NOTE_TRIES_MAX = 4
+PAUSE_TRIES_MAX = 100
+LOOK_AGAIN_S = 0.2  # another mover ends its pause long before it would end by itself
 STARTED = "it has started"
 
 Moved = dict[Target, str | AIQueueError]  # "": moved; else what the job does instead
@@ -74,7 +73,10 @@ class MoveMany:
             waiting = [(target, stored) for target, stored in there if target not in moved]
             copies = await asyncio.gather(*(self._take_out(family, *each, moved) for each in waiting))
             delivered = await self._read_delivered(family, names)  # as before, unless somebody has ended the pause
-        return [(*each, copy) for each, copy in zip(waiting, copies, strict=True) if copy is not None], delivered
+        taken = [(*each, copy) for each, copy in zip(waiting, copies, strict=True) if copy is not None]
+        with contextlib.suppress(AIQueueError):  # the lanes take each job once for some minutes, whatever its copies do
+            await delete_other_copies(self._connection, self._parking, family, [copy for *_, copy in taken])
+        return taken, delivered
 
     async def _take_out(self, family: Family, target: Target, stored: Stored, moved: Moved) -> ParkedCopy | None:
         """Replace a job in its lane by a parked copy. None: that is not done, and `moved` says why."""
@@ -106,25 +108,16 @@ class MoveMany:
                 moved[target] = ""  # its copy comes to the new lane
 
     async def _note(self, family: Family, target: Target, stored: Stored, parking_id: str) -> None:
-        """Write to a journal without an entry of this run that the job is on its way, as for one that is parked."""
-        if family.journal is None:
-            return
-        subject = journal_subject(family, target.lane, target.job_id)
+        """Write to the journal that the job is on its way."""
         run, enqueued_at = headers.run(stored.headers, stored.seq, stored.time)
-        data = {"error": "", "delay_s": 0.0, "history": [], "parked": True, "priority": self._to}
-        for _ in range(NOTE_TRIES_MAX):
-            record = await self._journal.read_run(subject, run, enqueued_at, parking_id)
-            if record.newest is not None or await self._journal.append_if_unchanged(
-                subject, RETRY, data, run=run, attempt=0, parking_id=parking_id, record=record
-            ):
-                return
+        to = target.lane._replace(priority=self._to)
+        await note_on_its_way(self._journal, family, to, target.job_id, run, enqueued_at, parking_id)
 
     async def _store(self, to: Lane, stored: Stored, copy: ParkedCopy) -> None:
         """Store a job in its new lane, and delete the copy. If the lane takes none now, the copy waits for room."""
         job_headers = headers.carried(copy.headers, ours=True)
         job_headers.pop(headers.ORIGINAL, None)
-        msg_id = subjects.msg_id(to.family, to.tenant, copy.job_id, f"due-{copy.parking_id}")
-        job_headers |= {headers.JOB_ID: copy.job_id, headers.MSG_ID: msg_id}
+        job_headers |= {headers.JOB_ID: copy.job_id, headers.MSG_ID: copy_msg_id(to, copy.job_id, copy.headers)}
         await self._connection.publish(subjects.hint(to), subjects.hint_body(to, headers.limit_key(job_headers)))
         with contextlib.suppress(QueueFull, NotFound):
             await self._connection.store(subjects.work(*to), stored.data, job_headers)
@@ -159,7 +152,7 @@ class MoveMany:
                 until = datetime.fromtimestamp(self._connection.clock.now() + PAUSE_S, UTC).isoformat()
                 await self._connection.api(f"CONSUMER.PAUSE.{consumer}", {"pause_until": until})
                 return
-            await asyncio.sleep(left_s + 0.01)
+            await asyncio.sleep(min(left_s, LOOK_AGAIN_S) + 0.01)
         raise Conflict(f"others pause consumer {name} of {family.stream} again and again: try later")
 
     async def _resume(self, family: Family, name: str) -> None:

@@ -18,7 +18,14 @@ from .parking import ASIDE_KEY, SOON_S, ParkedJob, Parking, parse_parked_job, re
 from .pending import BulkOptions, Item, ProgressCallback
 from .producer import AttachedJob, Enqueued, Producer, move_to_lane
 from .refusals import OnFull, retry_while_full
-from .take_out import ParkedCopy, park_copy
+from .take_out import (
+    ParkedCopy,
+    copy_msg_id,
+    delete_other_copies,
+    find_original,
+    note_on_its_way,
+    park_copy,
+)
 from .templates import JobTemplate, checked_headers, checked_lane, headers_of_job
 
 __all__ = [
@@ -26,8 +33,9 @@ __all__ = [
     "DeadLetter", "DeadLetters", "Enqueued", "FailedJob", "Filter", "Fingerprints", "Forwarder", "FreshId", "Item",
     "Items", "JobId", "JobTemplate", "KeyLanes", "OnFull", "Parents", "ParkedCopy", "ParkedJob", "Parking",
     "Producer", "ProgressCallback", "StoredChild", "check_on_duplicate", "checked_headers", "checked_lane",
-    "find_fingerprint", "fingerprint_of", "fingerprint_of_body", "has_listeners", "headers_of_job", "history_of",
-    "history_text", "id_of_key", "id_reused", "inherited_headers", "is_other_body", "key_headers", "lane_of_child",
-    "last_trace", "move_to_lane", "park_copy", "parse_parked_job", "resolve_due_at", "resolve_job_id",
-    "retry_while_full", "stated_key", "trimmed", "with_header", "with_step",
+    "copy_msg_id", "delete_other_copies", "find_fingerprint", "find_original", "fingerprint_of",
+    "fingerprint_of_body", "has_listeners", "headers_of_job", "history_of", "history_text", "id_of_key",
+    "id_reused", "inherited_headers", "is_other_body", "key_headers", "lane_of_child", "last_trace", "move_to_lane",
+    "note_on_its_way", "park_copy", "parse_parked_job", "resolve_due_at", "resolve_job_id", "retry_while_full",
+    "stated_key", "trimmed", "with_header", "with_step",
 ]  # fmt: skip

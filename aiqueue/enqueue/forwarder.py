@@ -9,6 +9,7 @@ import time
 from .. import headers, subjects
 from ..connection import Connection
 from ..errors import AIQueueError, Conflict, NotFound, QueueFull
+from ..journal import Journal
 from ..lanes import Delivery, SharedConsumer, SharedConsumerOptions, WarnOnce
 from ..subjects import Lane, ParkedSubject
 from ..topology import Topology
@@ -16,7 +17,7 @@ from ..units import Backoff
 from .key_lanes import KeyLanes
 from .parking import scheduled_message
 from .producer import Producer
-from .take_out import is_original_stored
+from .take_out import copy_msg_id, find_original, note_on_its_way
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Forwarder:
         self._topology = topology
         self._key_lanes = key_lanes
         self._stream = topology.parked_stream.name
+        self._journal = Journal(connection, topology.journal_stream.name)
         self._producer = Producer(connection, topology)  # its hints tell workers that a lane has jobs
         options = SharedConsumerOptions(
             self._stream, CONSUMER, subjects.parked(is_due=True), ACK_WAIT_S, ACK_PENDING_MAX, HELD_MAX,
@@ -107,13 +109,21 @@ class Forwarder:
         return (lane._replace(key=token), key) if token else (lane, "")
 
     async def _is_copy(self, subject: ParkedSubject, delivery: Delivery) -> bool:
-        """Whether a due job is the copy of one that is still in its lane: who took that out has died on the way."""
-        if headers.ORIGINAL not in delivery.message.headers:
-            return False
+        """Whether a due job is the copy of one that is still in its lane: who took that out has died on the way.
+
+        The copy of one that is not there any more takes its place, and its journal is told.
+        """
+        copied = delivery.message.headers
         family = self._topology.families.get(subject.lane.family)
-        if family is None:
+        if headers.ORIGINAL not in copied or family is None:
             return False
-        return await is_original_stored(self._connection, family.stream, delivery.message.headers)
+        if await find_original(self._connection, family.stream, copied) is not None:
+            return True
+        run, enqueued_at = headers.run(copied, 0, 0.0)
+        await note_on_its_way(
+            self._journal, family, subject.lane, subject.job_id, run, enqueued_at, headers.parking_id(copied)
+        )
+        return False
 
     async def _store_in_lane(self, subject: ParkedSubject, lane: Lane, key: str, delivery: Delivery) -> bool:
         """Store a due job in its lane. Return False if the lane does not take it now.
@@ -125,9 +135,7 @@ class Forwarder:
         job_headers.pop(headers.WAITED, None)
         job_headers.pop(headers.ORIGINAL, None)
         job_headers[headers.JOB_ID] = subject.job_id
-        job_headers[headers.MSG_ID] = subjects.msg_id(
-            subject.lane.family, subject.lane.tenant, subject.job_id, f"due-{_parking_id(subject, delivery)}"
-        )
+        job_headers[headers.MSG_ID] = _msg_id(subject, delivery)
         self._producer.hint(lane, key)
         try:
             await self._connection.store(subjects.work(*lane), delivery.message.data, job_headers, timeout_s=STORE_S)
@@ -200,6 +208,14 @@ def _away_delay_s(delivery: Delivery, tries: int, now: float) -> float:
     due_ms = headers.number(delivery.message.headers.get(headers.DUE, ""))
     late_s = now - due_ms / 1000 if due_ms else math.inf
     return min(REPARK_BACKOFF.delay_s(tries), max(REPARK_BACKOFF.first_s, AWAY_WAIT_SHARE * late_s))
+
+
+def _msg_id(subject: ParkedSubject, delivery: Delivery) -> str:
+    """Return the Msg-Id of a due job in its lane."""
+    if headers.ORIGINAL in delivery.message.headers:
+        return copy_msg_id(subject.lane, subject.job_id, delivery.message.headers)
+    lane, parking_id = subject.lane, _parking_id(subject, delivery)
+    return subjects.msg_id(lane.family, lane.tenant, subject.job_id, f"due-{parking_id}")
 
 
 def _parking_id(subject: ParkedSubject, delivery: Delivery) -> str:

@@ -243,7 +243,11 @@ class Parking:
         return parse_parked_job(stored) if stored else None
 
     async def find_all(self, lane: Lane, job_id: str) -> list[ParkedJob]:
-        """Return all parked jobs of an id, due ones too. Tokens of the lane may be ``*``."""
+        """Return all parked jobs of an id, due ones too, for any priority: a job may have been moved to another one.
+
+        Family and tenant may be ``*``.
+        """
+        lane = lane._replace(priority="*")
         found: list[ParkedJob | None] = []
         for is_due in (False, True):  # in this order, so that a job that becomes due meanwhile is found
             read = self._connection.read(self.stream, subjects.parked(lane, job_id, is_due=is_due))

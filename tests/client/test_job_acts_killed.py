@@ -14,8 +14,8 @@ import pytest
 
 import aiqueue
 from aiqueue import testing
-from aiqueue.enqueue import park_copy
-from aiqueue.errors import JobCancelled, JobFailed
+from aiqueue.enqueue import ParkedCopy, park_copy
+from aiqueue.errors import JobCancelled, JobFailed, ResultTimeout
 from aiqueue.subjects import Lane
 from aiqueue.testing.server import settings_of_account
 
@@ -78,14 +78,35 @@ async def end(process: forks.Program) -> None:
     assert await asyncio.to_thread(process.wait, 90) == 0
 
 
+async def park_copy_of(client: aiqueue.Client, handle: aiqueue.Handle, to: str) -> ParkedCopy:
+    """Leave behind what an act leaves that is killed before it has deleted the job in its lane."""
+    found = [each async for each in client.connection.read("AI_AGENT_TASKS", "ai.>")]
+    stored = next(each for each in found if each.headers["Aiq-Job-Id"] == handle.id)
+    family, lane = client.topology.family("agent.tasks"), Lane("agent.tasks", TENANT, to)
+    await client.connection.clock.ensure("AI_PARKED")
+    return await park_copy(client.connection, client.parking, family, lane, handle.id, stored)
+
+
 @contextlib.asynccontextmanager
-async def working(client: aiqueue.Client, runs: Counter[int]) -> AsyncIterator[None]:
+async def forwarding(client: aiqueue.Client) -> AsyncIterator[None]:
+    """Run a worker that forwards parked jobs of all tenants, and runs none of them."""
+    worker = aiqueue.Worker(tenants=["somebody-else"])
+
+    @worker.handle(Task)
+    async def task(job: aiqueue.Job[Task]) -> None: ...
+
+    async with worker.running(client):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def working(client: aiqueue.Client, runs: Counter[int], hold_s: float = 0.01) -> AsyncIterator[None]:
     worker = aiqueue.Worker(concurrency=20)
 
     @worker.handle(Task, retry=aiqueue.Backoff(attempts=1))
     async def task(job: aiqueue.Job[Task]) -> int:
         runs[job.message.n] += 1
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(hold_s)
         return job.message.n
 
     async with worker.running(client):
@@ -189,17 +210,8 @@ async def test_the_copy_of_a_job_that_is_still_in_its_lane_waits_until_it_has_ru
 ) -> None:
     runs: Counter[int] = Counter()
     handle = await client.enqueue(Task(n=3), tenant=TENANT)
-    stored = await client.connection.get("AI_AGENT_TASKS", 1)
-    assert stored is not None
-    family = client.topology.family("agent.tasks")
-    await client.connection.clock.ensure("AI_PARKED")
-    await park_copy(client.connection, client.parking, family, Lane("agent.tasks", TENANT, "low"), handle.id, stored)
-    elsewhere = aiqueue.Worker(tenants=["other"])
-
-    @elsewhere.handle(Task)
-    async def task(job: aiqueue.Job[Task]) -> None: ...
-
-    async with elsewhere.running(client):  # its forwarder takes the copy, which is due after 2 s
+    await park_copy_of(client, handle, "low")
+    async with forwarding(client):  # the forwarder takes the copy, which is due after 2 s
 
         async def waits_for_the_original() -> None:
             parked = await client.connection.last("AI_PARKED", "ai.parked.at.>")
@@ -215,3 +227,79 @@ async def test_the_copy_of_a_job_that_is_still_in_its_lane_waits_until_it_has_ru
 
         await eventually(nothing_is_left)
     assert runs == {3: 1}
+
+
+async def test_an_act_that_goes_on_cancels_the_job_that_the_killed_one_has_left_in_its_lane(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    runs: Counter[int] = Counter()
+    handle = await client.enqueue(Task(n=3), tenant=TENANT)
+    await park_copy_of(client, handle, "normal")
+    plan = await client.jobs.plan("cancel")
+    outcome = await client.jobs.act(plan)
+    assert (plan.count, outcome.done) == (1, 1)
+    assert (await count(client, "AI_PARKED"), await count(client, "AI_AGENT_TASKS")) == (0, 0)
+    async with working(client, runs):
+        later = await client.enqueue(Task(n=4), tenant=TENANT)
+        assert await later.result(20) == 4
+    with pytest.raises(JobCancelled):
+        await handle.result(5)
+    assert runs == {4: 1}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_an_act_that_goes_on_moves_a_job_once_whatever_killed_ones_have_left(
+    client: aiqueue.Client, eventually: Eventually, times: int
+) -> None:
+    runs: Counter[int] = Counter()
+    handles = [await client.enqueue(Task(n=n), tenant=TENANT, priority="low") for n in range(10)]
+    for handle in handles * times:
+        await park_copy_of(client, handle, "high")
+    outcome = await client.jobs.act(await client.jobs.plan("move", to="high"))
+    assert (outcome.done, await count(client, "AI_PARKED"), await count(client, "AI_AGENT_TASKS")) == (10, 0, 10)
+    async with working(client, runs, hold_s=4):  # longer than a lease, after which copies come
+        assert await asyncio.gather(*(each.result(60) for each in handles)) == list(range(10))
+    assert runs == dict.fromkeys(range(10), 1)
+
+
+async def test_of_two_copies_of_a_job_its_new_lane_takes_one(client: aiqueue.Client, eventually: Eventually) -> None:
+    handle = await client.enqueue(Task(n=3), tenant=TENANT, priority="low")
+    await park_copy_of(client, handle, "high")
+    await park_copy_of(client, handle, "normal")
+    await client.connection.delete("AI_AGENT_TASKS", 1)
+    async with forwarding(client):
+
+        async def copies_have_come() -> None:
+            assert (await count(client, "AI_PARKED"), await count(client, "AI_AGENT_TASKS")) == (0, 1)
+
+        await eventually(copies_have_come)
+
+
+async def test_a_job_whose_mover_was_killed_is_not_gone_for_its_handle(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    runs: Counter[int] = Counter()
+    handle = await client.enqueue(Task(n=3), tenant=TENANT, priority="low")
+    await park_copy_of(client, handle, "high")
+    await client.connection.delete("AI_AGENT_TASKS", 1)
+    with pytest.raises(ResultTimeout):  # while the copy is parked for another lane
+        await handle.result(1)
+    async with forwarding(client):
+
+        async def is_in_its_new_lane() -> None:
+            assert (await count(client, "AI_PARKED"), await count(client, "AI_AGENT_TASKS")) == (0, 1)
+
+        await eventually(is_in_its_new_lane)
+        with pytest.raises(ResultTimeout):  # while it waits there
+            await handle.result(1)
+    async with working(client, runs):
+        assert await handle.result(20) == 3
+    assert runs == {3: 1}
+
+
+async def test_a_job_whose_mover_was_killed_is_cancelled_by_its_handle(client: aiqueue.Client) -> None:
+    handle = await client.enqueue(Task(n=3), tenant=TENANT, priority="low")
+    await park_copy_of(client, handle, "high")
+    await client.connection.delete("AI_AGENT_TASKS", 1)
+    assert await handle.cancel()
+    assert await count(client, "AI_PARKED") == 0

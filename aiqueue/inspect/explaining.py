@@ -11,7 +11,7 @@ from .. import headers, subjects
 from ..connection import Connection, Stored
 from ..enqueue import ASIDE_KEY, FORWARDER, Enqueued, ParkedJob
 from ..errors import AccessDenied, JobState, NotFound, Unavailable
-from ..journal import RETRY, TRIAL
+from ..journal import RETRY, TRIAL, Entry
 from ..subjects import Lane
 from ..topology import Family, Topology
 from .explanation import REMEDIES, Explanation, JobEvidence, LaneEvidence
@@ -31,6 +31,7 @@ ENDED: JobState = "ended"
 STREAM_INFO_S = 1.0
 NAMED_S = 1.0  # how long a worker is waited for whose record lists the job: its event loop may be busy
 SOON_S = 0.09  # how long the holder, and then perhaps one worker by name, is waited for in an error of a timeout
+SEQ_MAX = 2**63 - 1
 STRANDED_MAX = 10_000  # notices of the server about one lane that are read
 
 
@@ -81,13 +82,26 @@ async def explain_enqueued(
 ) -> Explanation | None:
     """As `explain`, of a job whose place is known, so that nothing is searched. None: it is not there any more.
 
-    Raises AccessDenied, Unavailable, NotFound (a stream is missing).
+    A job that was parked, or moved, comes back to a lane at a sequence that its journal says when it starts. Until then
+    its lane alone is looked at. Raises AccessDenied, Unavailable, NotFound (a stream is missing).
     """
     found = await find_enqueued(connection, topology, family, job)
     if found.is_empty:
         return None
+    head, is_here = found.head, found.stored is not None or bool(found.parked)
+    if not is_here and head is not None and head.event == RETRY:
+        return await explain_lane(connection, lanes, family, _lane_after(head, job.lane), job.job_id, SEQ_MAX)
     stats = await describe_found(connection, topology, found, job.job_id)
-    return decide(await _read(connection, topology, lanes, stats, found, ask_s=SOON_S))
+    evidence = await _read(connection, topology, lanes, stats, found, ask_s=SOON_S)
+    if evidence.stats.state == ENDED and evidence.holder is None and head is not None and not head.final:
+        return None  # it may be elsewhere
+    return decide(evidence)
+
+
+def _lane_after(head: Entry, lane: Lane) -> Lane:
+    """Return the lane to which a job comes back after a `retry`: that of another priority, if it was moved."""
+    priority = head.data.get("priority") if isinstance(head.data, dict) else None
+    return lane._replace(priority=priority) if isinstance(priority, str) and priority else lane
 
 
 async def explain_lane(

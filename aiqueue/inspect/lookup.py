@@ -14,7 +14,7 @@ from ..connection import Connection, Stored, timestamp
 from ..documents import Documents
 from ..enqueue import DeadLetters, Enqueued, Filter, Parking
 from ..errors import AccessDenied, AIQueueError, BadInput, JobState, NotFound
-from ..journal import CANCELLED, FAILED, RESULT, ChildRecord, Entry, entry_from_stored
+from ..journal import CANCELLED, FAILED, RESULT, STARTED, ChildRecord, Entry, entry_from_stored
 from ..lanes import ActivePauses, Pause, Record, has_line
 from ..topology import Family, Topology
 from .children import ChildStats, TreeBudget, describe_children, find_parent
@@ -148,6 +148,10 @@ async def find_enqueued(connection: Connection, topology: Topology, family: Fami
         subject = subjects.journal(family.journal, job.lane.tenant, job.job_id)
         newest = await connection.last(topology.journal_stream.name, subject)
         found.entries = [] if newest is None else [entry_from_stored(newest).masked()]
+    head = found.head
+    if found.stored is None and head is not None and head.event == STARTED and isinstance(head.data, dict):
+        seq = head.data.get("seq")  # of a job that has come back to a lane
+        found.stored = await connection.get(family.stream, seq) if isinstance(seq, int) and seq > 0 else None
     if found.stored is None:
         found.parked = await Parking(connection, topology).find_all(job.lane._replace(key=""), job.job_id)
     return found

@@ -17,7 +17,7 @@ from aiqueue.errors import ResultTimeout, details
 
 from ..connection.test_permissions import documented, two, user
 from ..inspect.explaining import Hold, announce, holder, make_why
-from ..support import Account, NatsProcess
+from ..support import Account, Eventually, NatsProcess
 
 
 async def timeout_of(handle: aiqueue.Handle[Any], seconds: float = 0.2) -> ResultTimeout:
@@ -53,6 +53,38 @@ async def test_a_delayed_job_and_a_running_one(client: aiqueue.Client, options: 
             await entered.wait()
         assert (await timeout_of(handle)).reason == reason
         left.set()
+
+
+async def test_a_job_that_waits_in_another_lane_or_once_more_is_not_said_to_be_gone(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    moved = await client.enqueue(Hold(), tenant="acme", priority="low")
+    await client.jobs.act(await client.jobs.plan("move", to="high"))
+    assert (await timeout_of(moved)).reason == "no_worker"
+    failing = aiqueue.Worker(tenants=["globex"])
+
+    @failing.handle(Hold, retry=aiqueue.Backoff(attempts=2, first=3600, cap=3600, jitter=0))
+    async def hold(job: aiqueue.Job[Hold]) -> None:
+        raise ValueError("try later")
+
+    async with failing.running(client):
+        retried = await client.enqueue(Hold(), tenant="globex")
+
+        async def waits_for_its_next_attempt() -> None:
+            assert (await retried.status()).state == "retrying"
+
+        await eventually(waits_for_its_next_attempt)
+    elsewhere = aiqueue.Worker(tenants=["nobody"])
+    elsewhere.handle(Hold)(hold)
+    async with elsewhere.running(client):  # it forwards parked jobs of all tenants
+        await retried.run_now()
+
+        async def is_in_its_lane() -> None:
+            assert (await retried.status()).state == "queued"
+
+        await eventually(is_in_its_lane)
+        error = await timeout_of(retried)
+    assert "not stored" not in str(error)
 
 
 async def test_many_waiters_of_a_lane_ask_once(client: aiqueue.Client, account: Account) -> None:

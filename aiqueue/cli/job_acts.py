@@ -220,10 +220,10 @@ def _carry_out(options: ServerOptions, plan: JobPlan) -> ActOutcome:
 
     try:
         return options.run_with_client(run, acts=True)
-    except BaseException:
-        if settled:
+    except BaseException as error:
+        if settled or isinstance(error, KeyboardInterrupt):  # of a chunk that has begun, more may be done
             rest = f"repeat it with --until {plan.until} to go on"
-            output.print_line(f"stopped after {settled:,} of {plan.count:,} jobs: {rest}", err=True)
+            output.print_line(f"stopped after at least {settled:,} of {plan.count:,} jobs: {rest}", err=True)
         raise
 
 
@@ -246,8 +246,8 @@ def _print_dry_run(plan: JobPlan, json: bool) -> None:
             }
         )  # fmt: skip
         return
-    searched = f"of {output.format_count(plan.searched, 'stored job')} that were searched"
-    output.print_line(f"{output.format_count(plan.count, 'job')} {searched} would be {_DONE[plan.act]}")
+    searched = f"{output.format_count(plan.searched, 'stored job')} searched"
+    output.print_line(f"{output.format_count(plan.count, 'job')} would be {_DONE[plan.act]} ({searched})")
     output.print_line(f"to leave out what is stored from now on: --until {plan.until}")
 
 

@@ -135,8 +135,11 @@ def filter_options(
         if path in conditions:
             raise BadInput(f"--where {path!r:.80} is given twice: a field has one value")
         conditions[path] = value
+    states = split_names(state)
+    if state and not states:
+        raise BadInput(f"--state is empty: name one of {STATES}")
     given = {
-        "family": family, "tenant": tenant, "kind": kind, "priority": priority, "state": split_names(state),
+        "family": family, "tenant": tenant, "kind": kind, "priority": priority, "state": states,
         "older": older, "newer": newer, "where": conditions or None,
     }  # fmt: skip
     return {name: value for name, value in given.items() if value is not None}

@@ -93,6 +93,8 @@ def make_filter(
         subjects.token("tenant", tenant)
     if priority is not None and not subjects.PRIORITY.fullmatch(priority):
         raise BadInput(f"a priority has 1 to 16 characters of a-z 0-9, unlike {priority!r:.80}")
+    if kind is not None and (not isinstance(kind, str) or not kind):
+        raise BadInput(f"a kind is the name of a message's type, such as summarise, not {kind!r:.80}")
     where = dict(where or {})
     if len(where) > WHERE_MAX:
         raise BadInput(f"at most {WHERE_MAX} conditions on fields at once, not {len(where)}")
@@ -101,6 +103,8 @@ def make_filter(
             raise BadInput(f"where: a field and a text, number, flag or None, such as {{'doc': 42}}, not {path!r:.80}")
     older_s = None if older is None else parse_duration("older", older)
     newer_s = None if newer is None else parse_duration("newer", newer)
+    if older_s is not None and newer_s is not None and older_s > newer_s:
+        raise BadInput(f"no job is older than {short_duration(older_s)} and newer than {short_duration(newer_s)}")
     return ListFilter(family, tenant, kind, priority, _states_of(state), older_s, newer_s, where)
 
 

@@ -107,7 +107,7 @@ def test_a_dry_run_counts_and_the_act_leaves_out_what_came_later(cli: Cli, tenan
     left = json.loads(cli("jobs", "--tenant", tenant, "--json").stdout)
     assert [each["job_id"] for each in left["jobs"]] == [later]
     text = cli("jobs", "cancel", "--tenant", tenant, "--dry-run").stdout
-    assert text.startswith("1 job of 1 stored job that were searched would be cancelled\n")
+    assert text.startswith("1 job would be cancelled (1 stored job searched)\n")
 
 
 def test_parked_jobs_run_now_and_queued_ones_move(cli: Cli, tenant: str) -> None:
@@ -132,6 +132,9 @@ def test_parked_jobs_run_now_and_queued_ones_move(cli: Cli, tenant: str) -> None
         (["ls", "--where", "doc=1", "--where", "doc=2"], "given twice"),
         (["ls", "--state", "done"], "a state is one of"),
         (["ls", "--cursor", "x"], "a cursor is what a list before has returned"),
+        (["cancel", "--tenant", "acme", "--state", "", "--yes"], "--state is empty"),
+        (["cancel", "--tenant", "acme", "--until", "x", "--dry-run"], "until is what a dry run has printed"),
+        (["cancel", "--tenant", "acme", "--until", "AI_DEAD.3,@1", "--dry-run"], "a dry run with another filter"),
     ],
 )
 def test_what_is_wrong_is_one_line(cli: Cli, arguments: list[str], said: str) -> None:

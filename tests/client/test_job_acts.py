@@ -30,6 +30,10 @@ class Other(aiqueue.Message, kind="other"):
     n: int = 0
 
 
+class Large(aiqueue.Message, kind="large"):
+    text: str
+
+
 @pytest.fixture
 def families() -> Collection[str]:
     return ("agent.tasks",)
@@ -63,7 +67,7 @@ async def test_a_plan_counts_and_changes_nothing(client: aiqueue.Client) -> None
     searched: list[int] = []
     plan = await client.jobs.plan("cancel", kind="task", on_searched=searched.append)
     assert (plan.count, plan.searched, sum(searched)) == (7, 8, 8)
-    assert plan.until == "AI_PARKED.0,AI_AGENT_TASKS.8"
+    assert plan.until.startswith("AI_PARKED.0,AI_AGENT_TASKS.8,@")
     assert await stored(client) == 8
 
 
@@ -92,6 +96,45 @@ async def test_a_later_plan_can_be_kept_to_what_an_earlier_one_has_seen(client: 
     await store(client, 2)
     again = await client.jobs.plan("cancel", until=first.until)
     assert (again.count, again.until) == (3, first.until)
+
+
+async def test_jobs_that_have_moved_since_a_dry_run_are_still_those_of_before(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task, retry=aiqueue.Backoff(attempts=3, first=3600, cap=3600, jitter=0))
+    async def task(job: aiqueue.Job[Task]) -> None:
+        raise ValueError("try later")
+
+    (retried,) = await store(client, 1)
+    (due,) = await store(client, 1, delay=0.5)
+    (rescheduled,) = await store(client, 1, delay="1h")
+    first = await client.jobs.plan("cancel")
+    assert first.count == 3
+    await asyncio.sleep(0.01)  # the time of a dry run is in milliseconds
+    later = [*await store(client, 1), *await store(client, 1, delay="1h")]
+    await rescheduled.reschedule(delay="2h")
+    async with worker.running(client):
+
+        async def all_have_failed_once() -> None:
+            assert await stored(client, state="retrying") == 3
+
+        await eventually(all_have_failed_once)
+    again = await client.jobs.plan("cancel", until=first.until)
+    assert (again.count, again.until) == (3, first.until)
+    outcome = await client.jobs.act(again)
+    assert (outcome.done, outcome.ended, outcome.failed) == (3, [], [])
+    for handle in (retried, due, rescheduled):
+        with pytest.raises(JobCancelled):
+            await handle.result(5)
+    assert {each.job_id async for each in client.jobs.list()} == {each.id for each in later}
+
+
+async def test_the_last_sequences_of_a_dry_run_with_another_filter_are_refused(client: aiqueue.Client) -> None:
+    parked = await client.jobs.plan("run_now")
+    with pytest.raises(BadInput, match="has not looked at AI_AGENT_TASKS"):
+        await client.jobs.plan("cancel", until=parked.until)
 
 
 async def test_cancelling_while_workers_run_each_job_is_cancelled_or_done_and_never_both(
@@ -155,6 +198,33 @@ async def test_dead_letters_are_replayed_once_and_later_ones_are_not(client: aiq
     purge = await client.jobs.plan("purge")
     assert (await client.jobs.act(purge)).done == 1
     assert await stored(client) == 0
+
+
+async def test_a_purge_leaves_what_somebody_else_has_replayed_meanwhile(client: aiqueue.Client) -> None:
+    sizes: list[int] = []
+    broken = True
+    worker = aiqueue.Worker()
+
+    @worker.handle(Large, retry=aiqueue.Backoff(attempts=1))
+    async def large(job: aiqueue.Job[Large]) -> None:
+        if broken:
+            raise ValueError("broken")
+        sizes.append(len(job.message.text))
+
+    async with worker.running(client):
+        handle = await client.enqueue(Large(text="x" * 2_000_000), tenant=TENANT)
+        with pytest.raises(JobFailed):
+            await handle.result(20)
+    plan = await client.jobs.plan("purge")
+    (letter,) = [each async for each in client.dead.find()]
+    assert await client.dead.replay(letter)
+    assert not await client.dead.purge(letter)  # as a process would that has read it before
+    outcome = await client.jobs.act(plan)
+    assert (outcome.done, len(outcome.ended)) == (0, 1)
+    broken = False
+    async with worker.running(client):
+        await (await client.job(handle.id, family="agent.tasks", tenant=TENANT)).result(20)
+    assert sizes == [2_000_000]
 
 
 async def test_delayed_jobs_run_now_and_once(client: aiqueue.Client) -> None:
@@ -237,6 +307,10 @@ async def test_a_moved_job_can_be_cancelled(client: aiqueue.Client) -> None:
         {"act": "move", "to": "urgent"},
         {"act": "cancel", "to": "high"},
         {"act": "cancel", "until": "AI_AGENT_TASKS"},
+        {"act": "cancel", "until": "AI_PARKED.0,AI_AGENT_TASKS.8"},
+        {"act": "cancel", "until": "@1796013528302"},
+        {"act": "cancel", "older": "1h", "newer": "1m"},
+        {"act": "cancel", "kind": ""},
     ],
 )
 async def test_what_no_act_is_for_is_refused(client: aiqueue.Client, wrong: dict[str, Any]) -> None:

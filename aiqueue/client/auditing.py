@@ -130,8 +130,9 @@ class Audit:
                 continue
             first = found.setdefault(line.id, line)
             if first.ended_at is None and line.ended_at is not None:  # a later message replaces nothing that was said
-                outcome = {"ended_at": line.ended_at, "count": line.count, "details": line.details}
-                found[line.id] = replace(first, **outcome, error=line.error)
+                found[line.id] = replace(
+                    first, ended_at=line.ended_at, count=line.count, details=line.details, error=line.error
+                )
         for line in found.values():
             yield line
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from .. import headers
-from ..connection import Connection
+from ..connection import Connection, timestamp
 from ..errors import BadInput, NotFound
 from ..inspect import JobScan, ListCursor, ListedState, ListFilter, Match, Source
 from ..subjects import Lane, made_at
@@ -142,12 +142,11 @@ async def make_plan(
         )
     await connection.clock.ensure(topology.parked_stream.name)
     planner = _Planner(connection, scan, seen, on_searched, to)
-    at = (connection.clock.precise() or connection.clock.now()) if seen is None else seen.at
     for source in (*parked, *lanes, *(parked if lanes else ())):
         await planner.read(source)
     found = {source: tuple(targets) for source, targets in planner.targets.items() if targets}
     missing = tuple(each for each in dict.fromkeys(scan.missing))
-    return JobPlan(act, wanted, found, planner.last, at, scan.searched, scan.unreadable, missing, to)
+    return JobPlan(act, wanted, found, planner.last, planner.at, scan.searched, scan.unreadable, missing, to)
 
 
 def _has_priority(source: Source, to: str) -> bool:
@@ -163,6 +162,7 @@ class _Planner:
     ) -> None:
         self.targets: dict[Source, list[Target]] = {}
         self.last: dict[str, int] = {}
+        self.at = 0.0 if seen is None else seen.at
         self._connection = connection
         self._scan = scan
         self._seen = seen
@@ -177,6 +177,7 @@ class _Planner:
         self.last.setdefault(stream, 0 if seen is None else seen.last[stream])
         try:
             info = await self._connection.api(f"STREAM.INFO.{stream}")
+            self.at = self.at or (timestamp(info["ts"]) if "ts" in info else self._connection.clock.now())
             first, last = self._read_to.get(stream, 0) + 1, int(info["state"]["last_seq"])
             if seen is not None and source.what == "dead":  # a later dead letter is never one of before
                 last = min(last, seen.last[stream])

@@ -53,7 +53,7 @@ class MoveMany:
         """Move the jobs of a chunk, and return what became of each, or the error because of which it is not moved."""
         family, moved = source.family, Moved()
         assert family is not None
-        moved |= {target: "it has started, or ended" for target, stored in chunk if stored is None}
+        moved |= {target: "it has started, ended or was moved" for target, stored in chunk if stored is None}
         there = [(target, stored) for target, stored in chunk if stored is not None]
         names = _consumers(family, {target.lane for target, _ in there})
         try:
@@ -89,7 +89,7 @@ class MoveMany:
                 if await self._connection.delete(family.stream, stored.seq):
                     return copy
                 await self._connection.delete(self._parking.stream, copy.seq)
-                moved[target] = "it has ended, or was cancelled"
+                moved[target] = "it has ended, or was cancelled or moved"
             except AIQueueError as error:
                 moved[target] = error
         return None

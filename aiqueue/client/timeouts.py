@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from ..connection import Connection
@@ -20,6 +21,7 @@ EXPLAIN_S = 0.25  # and at most 0.05 s more, until the error is raised
 AGAIN_S = 1.0  # of several jobs of a lane that time out within this time, one is looked at by itself
 DENIED_S = 600.0  # until the next question of a user who may not ask
 LANES_MAX = 1_000
+LANES_AT_ONCE = 16  # of more that time out together, the error has no reason: none would be known in time
 
 
 class TimeoutReasons:
@@ -30,11 +32,15 @@ class TimeoutReasons:
         self._lanes: LaneReader | None = None
         self._asked: dict[Lane, float] = {}  # when a job of a lane was last looked at by itself, monotonic seconds
         self._quiet_until = 0.0
+        self._asking: Counter[Lane] = Counter()  # who waits for what is known of a lane
 
     async def explain(self, error: ResultTimeout, job: Enqueued, family: Family) -> ResultTimeout:
         """Return the error with the reason in its text, or unchanged where nothing can be known in EXPLAIN_S."""
-        if not self._connection.connected or time.monotonic() < self._quiet_until:
+        lane, asking = job.lane, self._asking
+        is_late = lane not in asking and len(asking) >= LANES_AT_ONCE
+        if is_late or not self._connection.connected or time.monotonic() < self._quiet_until:
             return error
+        asking[lane] += 1
         self._connection.optional += 1
         try:
             async with asyncio.timeout(EXPLAIN_S):
@@ -46,6 +52,9 @@ class TimeoutReasons:
             return error
         finally:
             self._connection.optional -= 1
+            asking[lane] -= 1
+            if not asking[lane]:
+                del asking[lane]
         if found is None or not found.remedy:
             return error
         explained = ResultTimeout(f"{error}: {found}")

@@ -41,6 +41,12 @@ class ListFilter:
         """Whether the body decides."""
         return bool(self.where)
 
+    @property
+    def reads_messages(self) -> bool:
+        """Whether messages are read that do not match: the subject alone does not decide."""
+        ages = (self.older_s, self.newer_s)
+        return self.kind is not None or bool(self.where) or ages != (None, None)
+
     def describe(self) -> dict[str, Any]:
         """Return what the filter says as plain data, without what it leaves open: for the audit, and for people."""
         found: dict[str, Any] = {"family": self.family, "tenant": self.tenant, "kind": self.kind}

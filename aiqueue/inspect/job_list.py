@@ -101,7 +101,7 @@ async def list_page(
     scan = JobScan(connection, topology, wanted)
     found: list[Match] = []
     next_at: ListCursor | None = None
-    batch = min(limit + 1, BATCH)
+    batch = BATCH if wanted.reads_messages else min(limit + 1, BATCH)
     async with contextlib.aclosing(scan.read(start, batch=batch)) as matches:
         async for match in matches:
             if match is not None and len(found) == limit:

@@ -155,7 +155,7 @@ async def test_a_canceller_that_is_killed_leaves_each_job_cancelled_or_done_and_
         await eventually(nothing_is_left)
     done = [each for each in results if isinstance(each, int)]
     cancelled = [each for each in results if isinstance(each, JobCancelled)]
-    assert len(done) + len(cancelled) == JOBS
+    assert [each for each in results if not isinstance(each, int | JobCancelled)] == []
     assert len(cancelled) >= 50
     assert runs == Counter(done)
 

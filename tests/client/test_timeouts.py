@@ -14,6 +14,7 @@ import aiqueue
 from aiqueue.cli.app import app
 from aiqueue.client import timeouts
 from aiqueue.errors import ResultTimeout, details
+from aiqueue.subjects import Lane
 
 from ..connection.test_permissions import documented, two, user
 from ..inspect.explaining import Hold, announce, holder, make_why
@@ -124,6 +125,23 @@ async def test_waiters_of_many_lanes_read_the_workers_and_the_pauses_once(
         await other.connection.flush()
     assert {each.reason for each in errors} <= {"turn", ""}
     assert len(asked) == 1
+
+
+async def test_of_many_lanes_at_once_some_are_asked_and_the_others_wait_for_nothing(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a thousand, none was answered in time, and the errors came seconds late."""
+    asked: list[str] = []
+
+    async def slow(_: Any, family: Any, lane: Lane, *__: Any) -> None:
+        asked.append(lane.tenant)
+        await asyncio.sleep(10)
+
+    monkeypatch.setattr("aiqueue.inspect.lane_evidence.LaneReader.read", slow)
+    handles = [await client.enqueue(Hold(), tenant=f"tenant-{n}") for n in range(3 * timeouts.LANES_AT_ONCE)]
+    errors = await asyncio.gather(*(timeout_of(each) for each in handles))
+    assert {each.reason for each in errors} == {""}
+    assert 0 < len(asked) <= timeouts.LANES_AT_ONCE
 
 
 async def test_a_reason_that_cannot_be_known_in_time_is_left_out(

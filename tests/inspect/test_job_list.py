@@ -285,3 +285,20 @@ async def test_a_missing_stream_is_named_and_not_taken_for_empty(account: Accoun
         page = await client.jobs.page()
         assert [each.job_id for each in page.jobs] == ["there"]
         assert page.missing == ("AI_DEAD",)
+
+
+async def test_a_small_page_of_what_is_rare_is_not_read_message_by_message(
+    client: aiqueue.Client, account: Account
+) -> None:
+    specs = [aiqueue.JobSpec(Summarise(doc=n), tenant=TENANT) for n in range(600)]
+    assert len([each async for each in client.enqueue_many(specs)]) == 600
+    asked: list[str] = []
+    async with aiqueue.connect(account.url, user=account.user, password=account.password) as other:
+        await other.connection.subscribe(
+            "$JS.API.DIRECT.GET.AI_AGENT_TASKS", lambda message: asked.append(message.subject)
+        )
+        await other.connection.flush()
+        page = await client.jobs.page(limit=1, where={"doc": 599})
+        await other.connection.flush()
+    assert [each.payload["doc"] for each in page.jobs] == [599]
+    assert len(asked) <= 4

@@ -165,8 +165,12 @@ def _lost_holder(found: JobEvidence) -> Found | None:
 
 
 def _lease(found: JobEvidence) -> str:
+    return f"its lease lasts {_lease_at_most(found)}: then it is delivered again"
+
+
+def _lease_at_most(found: JobEvidence) -> str:
     assert found.lane is not None
-    return f"its lease lasts at most {short_duration(found.lane.family.ack_wait_s)}: then it is delivered again"
+    return f"at most {short_duration(found.lane.family.ack_wait_s)}"
 
 
 def _unserved(found: JobEvidence) -> Found | None:
@@ -283,6 +287,22 @@ def _delivered(found: JobEvidence) -> Found | None:
     return Found("lease", text, tuple(evidence))
 
 
+def _busy_again(found: JobEvidence) -> Found | None:
+    """It was delivered, and was given back or is to be tried again; those who could get it have no free slot. Not if
+    one of them may hold it and cannot say so.
+    """
+    if not found.delivered or not found.has_asked or found.lane is None:
+        return None
+    if any(not each.answers or each.blocked_at or each.state == "silent" for each in found.lane.serving):
+        return None
+    busy = _busy(found)
+    if busy is None:
+        return None
+    failed = (f"attempt {found.stats.attempt or '?'} has failed: {found.error}",) if found.error else ()
+    again = f"no worker holds it: it waits for a slot, or for the end of its lease ({_lease_at_most(found)})"
+    return busy._replace(evidence=(*failed, again, *busy.evidence))
+
+
 def _slots(found: JobEvidence) -> tuple[str, ...]:
     """Return sentences about the slots of the workers that serve the job, and what runs there longest."""
     able = _able(found)
@@ -365,5 +385,5 @@ def _turn(found: JobEvidence) -> Found:
 
 LANE_RULES: Sequence[Callable[[JobEvidence], Found | None]] = (
     _held, _claimed, _paused, _retry_soon, _lane_paused, _deadline, _stranded, _lost_holder, _unserved, _limited,
-    _lane_limit, _delivered, _busy, _turn,
+    _lane_limit, _busy_again, _delivered, _busy, _turn,
 )  # fmt: skip

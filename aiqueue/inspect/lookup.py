@@ -15,7 +15,7 @@ from ..documents import Documents
 from ..enqueue import DeadLetters, Enqueued, Filter, Parking
 from ..errors import AccessDenied, AIQueueError, BadInput, JobState, NotFound
 from ..journal import CANCELLED, FAILED, RESULT, STARTED, ChildRecord, Entry, entry_from_stored
-from ..lanes import ActivePauses, Pause, Record, has_line
+from ..lanes import LEASE_PARTS, ActivePauses, Pause, Record, has_line
 from ..topology import Family, Topology
 from .children import ChildStats, TreeBudget, describe_children, find_parent
 from .found_job import (
@@ -354,7 +354,9 @@ class _Search:
         found.delivered = stored.seq <= delivered_seq
         last_active = info["delivered"].get("last_active")  # missing after a restart of the server, until it delivers
         if stored.seq == delivered_seq and not info["num_redelivered"] and last_active:
-            found.delivered_at = timestamp(last_active)
+            active_at = timestamp(last_active)
+            if active_at - stored.time < found.family.ack_wait_s / LEASE_PARTS:  # later, it may be a lease's extension
+                found.delivered_at = active_at
 
     # -- describing
 

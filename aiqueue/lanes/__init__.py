@@ -11,7 +11,7 @@ from __future__ import annotations
 from .delivery import Delivery, LanePull
 from .discovery import RECREATE_AFTER_S, LaneDiscovery
 from .key_gate import KeyGate
-from .leases import Leases
+from .leases import LEASE_PARTS, Leases
 from .pause_watch import PauseWatch
 from .pauses import ActivePauses, Pause, PauseScope, StoredPauses
 from .puller import Puller, prefetch
@@ -22,8 +22,8 @@ from .warn_once import WarnOnce
 from .worker_records import EVERY_S, Record, WorkerRecords, has_line, serves, without_key_lanes
 
 __all__ = [
-    "EVERY_S", "RECREATE_AFTER_S", "ActivePauses", "Delivery", "KeyGate", "LaneDiscovery", "LanePull", "Leases",
-    "Pause", "PauseScope", "PauseWatch", "PullLimits", "Puller", "Record", "SharedConsumer",
+    "EVERY_S", "LEASE_PARTS", "RECREATE_AFTER_S", "ActivePauses", "Delivery", "KeyGate", "LaneDiscovery", "LanePull",
+    "Leases", "Pause", "PauseScope", "PauseWatch", "PullLimits", "Puller", "Record", "SharedConsumer",
     "SharedConsumerOptions", "StalledLaneWatch", "StoredPauses", "WarnOnce",
     "WorkerRecords", "has_line", "prefetch", "serves", "without_key_lanes",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from ..errors import AIQueueError
 
 log = logging.getLogger(__name__)
 
-PARTS = 3  # a heartbeat every third of the lease, so that two in a row may be lost
+LEASE_PARTS = 3  # a heartbeat every third of the lease, so that two in a row may be lost
 TICK_MIN_S, TICK_MAX_S = 0.1, 1.0
 RETRY_S = 1.0  # between tries to connect
 STOP_S = 5.0
@@ -28,7 +28,7 @@ class Leases:
     def __init__(self, worker: Connection, *, shortest_s: float) -> None:
         """`worker` is the worker's own connection: the thread connects to the same server, also after a move."""
         self._worker = worker
-        self._tick_s = min(TICK_MAX_S, max(TICK_MIN_S, shortest_s / PARTS / 4))
+        self._tick_s = min(TICK_MAX_S, max(TICK_MIN_S, shortest_s / LEASE_PARTS / 4))
         self._held: dict[str, list[float]] = {}  # ack subject -> [interval, next heartbeat], monotonic seconds
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -41,7 +41,7 @@ class Leases:
 
     def hold_lease(self, reply: str, ack_wait_s: float, since: float) -> None:
         """Renew the lease of the delivery with this ack subject, which began at `since`, in monotonic seconds."""
-        interval_s = ack_wait_s / PARTS
+        interval_s = ack_wait_s / LEASE_PARTS
         self._held[reply] = [interval_s, since + interval_s]
 
     def drop_lease(self, reply: str) -> None:

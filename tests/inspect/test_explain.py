@@ -306,6 +306,38 @@ async def test_it_was_delivered_and_nobody_holds_it(
     assert (await why(handle))["reason"] == "worker_lost"
 
 
+async def test_it_was_given_back_and_all_slots_are_busy(client: aiqueue.Client, why: Why) -> None:
+    handle = await client.enqueue(Hold(), tenant="acme")
+    consumer = await make_consumer(client)
+    delivered = await take(client, consumer)
+    await client.connection.publish(delivered.reply, b"-NAK")
+    await announce(client, running=10)
+    found = await why(handle)
+    assert (found["reason"], found["state"]) == ("slots_busy", "in_flight")
+    assert found["evidence"][0].startswith("no worker holds it: it waits for a slot, or for the end of its lease")
+    for fields in ({"answers": False}, {"state": "stalled", "blocked_at": "app.py:9 in f"}):
+        await announce(client, "may-hold-it", running=10, **fields)
+        assert (await why(handle))["reason"] == "lease"
+
+
+async def test_its_retry_is_due_and_all_slots_are_busy(client: aiqueue.Client, why: Why) -> None:
+    entered, left, has_failed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    worker = holder(entered, left)
+
+    @worker.handle(Other, retry=aiqueue.Backoff(attempts=2, first="4s", jitter=0))
+    async def other(job: aiqueue.Job[Other]) -> None:
+        has_failed.set()
+        raise OSError("no answer")
+
+    async with worker.running(client):
+        failed = await client.enqueue(Other(), tenant="acme")
+        await has_failed.wait()
+        await held(client, entered)
+        await eventually(lambda: _has_reason(why, failed, "slots_busy"))
+        assert "attempt 1 has failed: OSError: no answer" in (await why(failed))["evidence"]
+        left.set()
+
+
 async def test_it_ends_while_the_workers_are_asked_who_holds_it(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,13 +16,14 @@ import aiqueue
 from aiqueue import codec, headers, subjects
 from aiqueue.cli.app import app
 from aiqueue.cli.timeline import describe_event
-from aiqueue.connection import Stored
+from aiqueue.connection import Stored, timestamp
 from aiqueue.inspect import lookup, stats
 from aiqueue.inspect.timeline import TimelineEvent, build_timeline
 from aiqueue.journal import EMPTY_RECORD, Entry, Writer
 from aiqueue.worker import settlement
 
 from ..support import Account, Eventually, create_streams
+from .explaining import make_consumer, take
 
 
 class Work(aiqueue.Message, kind="work"):
@@ -193,6 +194,25 @@ async def test_a_job_that_runs_and_has_said_nothing_was_delivered(
                 "the server knows the newest only"
             )
             assert (await read_timeline(client, second.id))[1].at is not None
+
+
+async def test_the_extension_of_a_lease_is_no_delivery(
+    client: aiqueue.Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "LEASE_PARTS", 30)  # the first extension is due after a second
+    handle = await client.enqueue(Work(), tenant="acme")
+    consumer = await make_consumer(client)
+    delivered = await take(client, consumer)
+    first_s: list[float] = []
+
+    async def is_extended() -> bool:
+        await client.connection.publish(delivered.reply, b"+WPI")
+        info = await client.connection.api(f"CONSUMER.INFO.{consumer}")
+        first_s.append(timestamp(info["delivered"]["last_active"]))
+        return first_s[-1] - first_s[0] > 1
+
+    await eventually(is_extended)
+    assert (await read_timeline(client, handle.id))[1].at is None
 
 
 async def test_attempts_outlive_the_journal_with_the_dead_letter(client: aiqueue.Client) -> None:

@@ -282,6 +282,11 @@ def unique_key(job_headers: Mapping[str, str]) -> str:
     return f"{shown.rstrip(chr(0xFFFD))}… ({number(length):,} characters)" if length else shown
 
 
+def stated_kind(job_headers: Mapping[str, str]) -> str:
+    """Return the kind of a stored job as its headers say it, "" if only the body may name it."""
+    return job_headers.get(READ_KIND) or job_headers.get(KIND, "")
+
+
 def carried_unique(job_headers: Mapping[str, str]) -> dict[str, str]:
     """Return UNIQUE for what is stored about a job; empty for a job without it. A plain publisher may have set it."""
     return {UNIQUE: ascii_line(job_headers[UNIQUE], _UNIQUE_MAX + 32)} if UNIQUE in job_headers else {}

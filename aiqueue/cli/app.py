@@ -20,6 +20,7 @@ from . import (
     inbox,
     inspect,
     job_acts,
+    job_outcomes,
     jobs,
     limits,
     pause,
@@ -112,6 +113,7 @@ app.add_typer(dead.app, name="dead")
 app.add_typer(documents.app, name="documents")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(inbox.app, name="inbox")
+job_outcomes.register(jobs.app)
 job_acts.register(jobs.app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(limits.app, name="limits")

@@ -11,7 +11,7 @@ import typer
 
 from ..units import short_size
 from . import output
-from .options import Json, ServerOptions, add_command
+from .options import FAILED, Json, ServerOptions, add_command, print_error
 from .output import Column
 from .pause import print_pauses
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 WIDE = 140  # columns of a terminal from which on everything is shown
 _STATES = {"running": "green", "draining": "yellow", "stalled": "red", "disconnected": "red", "silent": "red"}
+NAME_MAX = 80  # characters of a name that is not found
 NAMES_MAX = 3  # of families, kinds and tenants in a cell
+SHOWN_MAX = 200  # of them, where one worker is shown
 
 
 def register(app: typer.Typer) -> None:
@@ -32,12 +34,16 @@ def register(app: typer.Typer) -> None:
         examples=(
             "  aiqueue workers                                    all workers",
             "  aiqueue workers --family agent.tasks --tenant acme those that take jobs of a tenant",
+            "  aiqueue workers vm-10129                           one, with what it runs",
         ),
     )(workers)
 
 
 def workers(
     options: ServerOptions,
+    worker: Annotated[
+        str | None, typer.Argument(metavar="WORKER", help="Show the worker of this name, with what it runs.")
+    ] = None,
     *,
     family: Annotated[str | None, typer.Option(metavar="FAMILY", help="Only workers of this family.")] = None,
     tenant: Annotated[
@@ -48,12 +54,17 @@ def workers(
     """Show the workers: state, slots, oldest running job, memory, families, kinds, tenants, version, host.
 
     A worker that was killed is listed for up to 20 seconds. Reads only, changes nothing.
+
+    Exit codes: 0 shown, 1 there is no worker of this name.
     """
 
     async def read(client: Client) -> list[WorkerStats]:
         return await client.workers(family=family, tenant=tenant)
 
     found = options.run_with_client(read, reads=True)
+    if worker is not None:
+        _show_worker(worker, [each for each in found if each.name == worker], json)
+        return
     if json:
         output.print_json([plain_worker(each) for each in found])
         return
@@ -116,6 +127,54 @@ def _print_narrow(found: Sequence[WorkerStats]) -> None:
     output.print_table(columns, rows, below=below)
 
 
+def _show_worker(name: str, found: Sequence[WorkerStats], json: bool) -> None:
+    if not found:
+        print_error(f"no worker {name[:NAME_MAX]!r} is running; `aiqueue workers` lists all")
+        raise typer.Exit(FAILED)
+    one = found[0]
+    if json:
+        output.print_json(plain_worker(one))
+        return
+    output.print_line(output.escape_controls(f"worker {one.name}: {one.state}"))
+    waiting = f", {output.format_count(one.waiting, 'job')} waiting" if one.waiting else ""
+    lines = [f"; {count:,} of {family} in line" for family, count in one.in_line.items() if count]
+    kinds = [f"{family}: {_format_names(names, SHOWN_MAX)}" for family, names in one.kinds.items()]
+    output.print_fields(
+        [
+            ("why", _describe_state(one)),
+            ("process", f"pid {one.pid or '?'} on {one.host}, version {one.version or '?'}"),
+            ("up", f"{_format_started(one)}, last heard of {output.format_ago(one.heard_at)}"),
+            ("memory", _format_memory(one)),
+            ("slots", f"{one.running:,} of {one.slots:,} in use{waiting}"),
+            ("done", f"{output.format_count(one.done, 'delivery', 'deliveries')} since its start"),
+            ("lanes", f"pulls on {one.lanes:,}{''.join(lines)}"),
+            ("families", _format_names(one.families, SHOWN_MAX)),
+            ("kinds", "\n".join(kinds).replace("*", "every kind") or "none: it takes no more jobs"),
+            ("tenants", "all tenants" if one.tenants is None else _format_names(one.tenants, SHOWN_MAX)),
+        ]
+    )
+    if one.jobs:
+        _print_running(one)
+    if one.pauses:
+        output.print_line("")
+        print_pauses(list(one.pauses))
+
+
+def _print_running(one: WorkerStats) -> None:
+    """Print the jobs that a worker's record names: the oldest of those that run."""
+    more = one.running - len(one.jobs)
+    output.print_line(f"\nruns{f', and {more:,} later ones' if more > 0 else ''}")
+    columns = [Column("job"), Column("lane", shrink=True), Column("kind", shrink=True), Column("for", right=True)]
+    rows = [
+        [
+            each.job_id or "?", f"{each.family} {each.tenant}/{each.priority}", each.kind or "?",
+            output.format_age(each.age_s),
+        ]
+        for each in one.jobs
+    ]  # fmt: skip
+    output.print_table(columns, rows)
+
+
 def _format_slots(found: WorkerStats) -> str:
     waiting = f"+{found.waiting:,}" if found.waiting else ""
     return f"{found.running:,}{waiting}/{found.slots:,}"
@@ -136,9 +195,9 @@ def _format_started(found: WorkerStats) -> str:
     return output.format_age(time.time() - found.started_at) if found.started_at else "?"
 
 
-def _format_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
-    return ", ".join(names[:NAMES_MAX]) + more
+def _format_names(names: Sequence[str], at_most: int = NAMES_MAX) -> str:
+    more = f" and {len(names) - at_most:,} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
 
 
 def _format_kinds(found: WorkerStats) -> str:

@@ -20,7 +20,7 @@ from ..documents import Documents
 from ..enqueue import Enqueued, Parents, ParkedJob, Parking, park_copy, parse_parked_job
 from ..errors import AIQueueError, NotFound, TooLarge, Unavailable
 from ..inspect import FoundJob, find_job
-from ..journal import CANCELLED, RETRY, WHILE_RUNNING, ChildEnd, ChildRecord, Entry, Journal, RunRecord
+from ..journal import CANCELLED, RETRY, WHILE_RUNNING, ChildEnd, ChildRecord, Entry, Journal, RunRecord, kind_header
 from ..subjects import Lane
 from ..topology import Family, Topology
 from .cancel_children import cancel_children
@@ -179,11 +179,12 @@ class Canceller:
         newest = await self._journal.newest_of_run(subject, 0, math.inf, job.parking_id)
         if newest is not None and newest.run:
             return await self.cancel_where_it_is(job._replace(stream=family.stream, seq=newest.run, parking_id=""))
+        first = await self._connection.get(job.stream, job.seq)
         verdict = await self.write_cancelled(
-            family, job.lane, job.job_id, run=0, enqueued_at=math.inf, parking_id=job.parking_id
-        )
+            family, job.lane, job.job_id, run=0, enqueued_at=math.inf, parking_id=job.parking_id,
+            kind="" if first is None else headers.stated_kind(first.headers),
+        )  # fmt: skip
         if verdict.cancelled:
-            first = await self._connection.get(job.stream, job.seq)
             found = await self.parking.find_all(job.lane, job.job_id)  # it may be due, or parked again
             for stored in [first, *(parked.stored for parked in found if parked.parking_id == job.parking_id)]:
                 if stored is not None:
@@ -195,8 +196,9 @@ class Canceller:
         lane, job_id, dedup_key, _ = job.subject
         enqueued_at = headers.decimal(job.stored.headers.get(headers.ENQUEUED, "")) or math.inf
         verdict = await self.write_cancelled(
-            family, lane, job_id, run=job.run, enqueued_at=enqueued_at, parking_id=job.parking_id
-        )
+            family, lane, job_id, run=job.run, enqueued_at=enqueued_at, parking_id=job.parking_id,
+            kind=headers.stated_kind(job.stored.headers),
+        )  # fmt: skip
         if verdict.cancelled:
             await self._delete_job(self.parking.stream, lane, job.stored)
             stored = await self._connection.last(
@@ -222,8 +224,9 @@ class Canceller:
         if not parking_id and not may_run:
             return await self._take_out(family, lane, job_id, stored)
         verdict = await self.write_cancelled(
-            family, lane, job_id, run=run, enqueued_at=enqueued_at, parking_id=parking_id, may_run=may_run
-        )
+            family, lane, job_id, run=run, enqueued_at=enqueued_at, parking_id=parking_id, may_run=may_run,
+            kind=headers.stated_kind(stored.headers),
+        )  # fmt: skip
         if verdict.cancelled:
             await self._delete_job(family.stream, lane, stored)
         return verdict
@@ -238,12 +241,13 @@ class Canceller:
         enqueued_at: float,
         parking_id: str,
         may_run: bool = False,
+        kind: str = "",
     ) -> Verdict:
         """Write `cancelled` to the journal unless the run has ended, and send workers a notice.
 
         `may_run`: an attempt may be running that has written nothing yet. If the running attempt writes so fast that
         OWN_TRIES_MAX writes were stale, the notice is sent first: the attempt then stores nothing for a moment.
-        Raises Unavailable.
+        `kind`: that of the job, if it is known. Raises Unavailable.
         """
         subject = journal_subject(family, lane, job_id)
         for number in range(TRIES_MAX):
@@ -259,8 +263,9 @@ class Canceller:
             is_running = newest.event != RETRY if newest is not None else may_run
             data, attempt = cancelled_entry(newest, is_running=is_running)
             if await self._journal.append_if_unchanged(
-                subject, CANCELLED, data, run=run, attempt=attempt, parking_id=parking_id, record=record
-            ):
+                subject, CANCELLED, data, run=run, attempt=attempt, parking_id=parking_id, record=record,
+                extra=kind_header(kind),
+            ):  # fmt: skip
                 await self._notify_workers(family, lane, job_id, run)
                 return STOPPING if is_running else WILL_NOT_RUN
             if is_running and number >= OWN_TRIES_MAX:
@@ -291,8 +296,9 @@ class Canceller:
             return ALREADY_ENDED
         may_run = stored.seq <= await self.last_delivered_seq(family, lane)
         verdict = await self.write_cancelled(
-            family, lane, job_id, run=stored.seq, enqueued_at=stored.time, parking_id=copy.parking_id, may_run=may_run
-        )
+            family, lane, job_id, run=stored.seq, enqueued_at=stored.time, parking_id=copy.parking_id, may_run=may_run,
+            kind=headers.stated_kind(stored.headers),
+        )  # fmt: skip
         if verdict.cancelled:
             await self._tell_parent(lane, job_id, stored)
         await self._connection.delete(self.parking.stream, copy.seq)

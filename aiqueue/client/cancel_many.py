@@ -15,7 +15,7 @@ from ..connection import Connection, Stored, read_last
 from ..enqueue import Enqueued, ParkedCopy, find_original, park_copy, parse_parked_job
 from ..errors import AIQueueError, BadInput, NotFound, TooLarge
 from ..inspect import Source, read_delivered
-from ..journal import CANCELLED, EMPTY_RECORD, Entry, Journal, entry_from_stored
+from ..journal import CANCELLED, EMPTY_RECORD, Entry, Journal, entry_from_stored, kind_header
 from ..subjects import Lane
 from ..topology import Family
 from .cancel import ALREADY_CANCELLED, ALREADY_ENDED, TOO_LARGE, Canceller, Verdict, cancelled_entry, journal_subject
@@ -115,14 +115,15 @@ class CancelMany:
     ) -> Verdict:
         """Write `cancelled` as the first entry of a journal, without a read; where it is not the first, with one."""
         data, attempt = cancelled_entry(None, is_running=False)
-        subject = journal_subject(family, target.lane, target.job_id)
+        subject, kind = journal_subject(family, target.lane, target.job_id), headers.stated_kind(stored.headers)
         if not may_run and await self._journal.append_if_unchanged(
-            subject, CANCELLED, data, run=stored.seq, attempt=attempt, parking_id=copy.parking_id, record=EMPTY_RECORD
-        ):
+            subject, CANCELLED, data, run=stored.seq, attempt=attempt, parking_id=copy.parking_id, record=EMPTY_RECORD,
+            extra=kind_header(kind),
+        ):  # fmt: skip
             return Verdict(True, "it will not run")
         return await self._canceller.write_cancelled(
             family, target.lane, target.job_id, run=stored.seq, enqueued_at=stored.time, parking_id=copy.parking_id,
-            may_run=may_run,
+            may_run=may_run, kind=kind,
         )  # fmt: skip
 
     async def _cancel_alone(self, target: Target, stored: Stored | None, verdicts: Verdicts) -> None:

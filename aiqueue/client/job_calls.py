@@ -9,7 +9,18 @@ from ..codec import secret_paths
 from ..config import Redact
 from ..connection import Connection
 from ..enqueue import DeadLetters
-from ..inspect import JobPage, ListedJob, ListedState, list_all, list_page, make_filter
+from ..inspect import (
+    JobPage,
+    ListedJob,
+    ListedState,
+    OutcomePage,
+    OutcomeState,
+    list_all,
+    list_outcomes,
+    list_page,
+    make_filter,
+    make_outcome_filter,
+)
 from ..topology import Topology
 from ..units import Duration
 from .act_many import ActMany, ActOutcome
@@ -29,6 +40,17 @@ class FilterOptions(TypedDict, total=False):
     older: Duration | None
     newer: Duration | None
     where: Mapping[str, str | int | float | bool | None] | None
+
+
+class OutcomeOptions(TypedDict, total=False):
+    """Which outcomes, as `Jobs.outcomes` explains."""
+
+    family: str | None
+    tenant: str | None
+    kind: str | None
+    state: OutcomeState | Collection[OutcomeState] | None
+    newer: Duration | None
+    slower: Duration | None
 
 
 class Jobs:
@@ -83,6 +105,25 @@ class Jobs:
         """Yield all jobs of a filter, page by page. The arguments are those of `page`."""
         wanted = make_filter(self._topology, **which)
         return list_all(self._connection, self._topology, wanted, payloads=payloads, redact=self._redact())
+
+    async def outcomes(
+        self, *, limit: int = 50, cursor: str = "", results: bool = True, **which: Unpack[OutcomeOptions]
+    ) -> OutcomePage:
+        """Return the next `limit` outcomes (1 to 1,000) of jobs that have ended, the newest first, after a cursor, the
+        one of the page before. They are kept as long as the family keeps journals, for a day by default.
+
+        - `family`, `tenant`, `kind`: None matches all.
+        - `state`: one or several of "done", "failed", "cancelled".
+        - `newer` (a duration): ended at most so long ago. `slower`: the last attempt has run for at least so long.
+        - `results=False` leaves the results out.
+
+        Jobs whose handlers keep no result (``result=False``) are in the list if they have failed. A page looks at
+        10,000 journal entries at most, as `page` does. Raises also NotFound: the stream is missing.
+        """
+        wanted = make_outcome_filter(self._topology, **which)
+        return await list_outcomes(
+            self._connection, self._topology, wanted, limit=limit, cursor=cursor, results=results
+        )
 
     async def plan(
         self,

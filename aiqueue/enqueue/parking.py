@@ -120,7 +120,7 @@ def parse_parked_job(stored: Stored) -> ParkedJob | None:
         return None
     parking_id = headers.parking_id(stored.headers) or subject.dedup_key
     due_at = headers.number(stored.headers.get(headers.DUE, "")) / 1000
-    kind = stored.headers.get(headers.READ_KIND) or stored.headers.get(headers.KIND, "")
+    kind = headers.stated_kind(stored.headers)
     return ParkedJob(subject, parking_id, due_at, kind, headers.number(stored.headers.get(headers.RUN, "")), stored)
 
 

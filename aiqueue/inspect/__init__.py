@@ -19,6 +19,7 @@ from .job_list import JobPage, ListedJob, list_all, list_page, read_delivered
 from .job_scan import JobScan, ListCursor, Match, Source, read_sequences
 from .limit_stats import LimitStats, LimitUse, describe_limit, read_limits, read_overrides_if_allowed
 from .lookup import JobStats, find_and_describe, find_job, look_up
+from .outcome_list import ListedOutcome, OutcomePage, OutcomeState, list_outcomes, make_outcome_filter
 from .pauses import pause_of, read_key_pauses, read_pauses, read_pauses_if_allowed
 from .schedule_stats import (
     Outcome,
@@ -43,13 +44,13 @@ if TYPE_CHECKING:
 __all__ = [
     "STATES", "ChildStats", "Explanation", "FamilyStats", "Finding", "FoundJob", "Holder", "JobPage", "JobScan",
     "JobStats", "LaneReader", "LaneStats", "LimitStats", "LimitUse", "ListCursor", "ListFilter", "ListedJob",
-    "ListedState", "Match", "Outcome", "RunningJob", "ScheduleStats", "Source", "Subject", "TimelineEvent",
-    "WaitingKind", "WorkerStats", "ask_holder", "count_schedules_if_allowed", "describe_limit", "describe_schedule",
-    "describe_waiting", "event_of", "examine", "explain", "explain_enqueued", "explain_job", "explain_lane",
-    "find_and_describe", "find_job", "list_all", "list_page", "list_times", "look_up", "make_filter", "parse_workers",
-    "pause_of", "read_delivered", "read_key_pauses", "read_limits", "read_overrides_if_allowed", "read_pauses",
-    "read_pauses_if_allowed", "read_schedules", "read_sequences", "read_waiting_kinds", "read_workers", "redact_data",
-    "show_payload", "stats",
+    "ListedOutcome", "ListedState", "Match", "Outcome", "OutcomePage", "OutcomeState", "RunningJob", "ScheduleStats",
+    "Source", "Subject", "TimelineEvent", "WaitingKind", "WorkerStats", "ask_holder", "count_schedules_if_allowed",
+    "describe_limit", "describe_schedule", "describe_waiting", "event_of", "examine", "explain", "explain_enqueued",
+    "explain_job", "explain_lane", "find_and_describe", "find_job", "list_all", "list_outcomes", "list_page",
+    "list_times", "look_up", "make_filter", "make_outcome_filter", "parse_workers", "pause_of", "read_delivered",
+    "read_key_pauses", "read_limits", "read_overrides_if_allowed", "read_pauses", "read_pauses_if_allowed",
+    "read_schedules", "read_sequences", "read_waiting_kinds", "read_workers", "redact_data", "show_payload", "stats",
 ]  # fmt: skip
 
 

@@ -157,7 +157,9 @@ def lane_and_kind(found: FoundJob) -> tuple[subjects.Lane | None, str | None]:
     if found.parked:
         last = found.parked[-1]
         return last.subject.lane, last.stored.headers.get(headers.KIND) or default
-    return (found.letter.lane, found.letter.kind) if found.letter else (None, None)
+    if found.letter is not None:
+        return found.letter.lane, found.letter.kind
+    return None, (found.head.kind or None) if found.head is not None else None
 
 
 def is_written_by(entry: Entry, stored: Stored) -> bool:

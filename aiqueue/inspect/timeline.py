@@ -162,7 +162,7 @@ def event_of(entry: Entry | StreamItem) -> TimelineEvent:
             return _retry_event(event, entry, data)
         case "failed" | "cancelled":
             text, reason = _text_in(data, "error"), _text_in(data, "reason")
-            return replace(event, text=text, reason=reason, worker=_last_worker(data))
+            return replace(event, text=text, reason=reason, worker=last_worker(data))
         case _:  # of a large result, an entry has a reference, and a stream's item the result
             document = entry.document if isinstance(entry, Entry) else None
             text = f"{short_size(document.size)}, stored as a document" if document is not None else ""
@@ -181,7 +181,7 @@ def _retry_event(event: TimelineEvent, entry: Entry | StreamItem, data: Mapping[
     until = None
     if isinstance(delay_s, int | float) and 0 <= delay_s < MAX_AGE_S:
         until = entry.time + delay_s
-    return replace(event, event="retried", text=_text_in(data, "error"), worker=_last_worker(data), until=until)
+    return replace(event, event="retried", text=_text_in(data, "error"), worker=last_worker(data), until=until)
 
 
 def _text_in(data: Mapping[str, Any], name: str) -> str:
@@ -189,7 +189,7 @@ def _text_in(data: Mapping[str, Any], name: str) -> str:
     return "" if found is None else str(found)
 
 
-def _last_worker(data: Mapping[str, Any]) -> str:
+def last_worker(data: Mapping[str, Any]) -> str:
     """Return the worker of the newest attempt in an entry's history, empty without one."""
     history = data.get("history")
     newest = history[-1] if isinstance(history, list) and history else None

@@ -13,6 +13,7 @@ from ..connection import Received, Stored, timestamp
 from ..errors import DecodeError, JobCancelled, JobFailed
 from ..payload import Document, document_in
 
+KIND_MAX = 128
 LIVE = "aiq.live"  # prefix of the core subject on which the server repeats each stored entry
 RESULT, FAILED, RETRY, PROGRESS, CANCELLED = "result", "failed", "retry", "progress", "cancelled"
 STARTED = "started"  # an attempt that another attempt, or a cancellation, may contend with
@@ -40,6 +41,7 @@ class Entry:
     - `schedule`, `scheduled_for`: the schedule that has enqueued the job, and its tick, on entries that end an attempt;
       "" and None if there is none.
     - `fingerprint`: that of the job's body, on entries that begin and end a run of a family with `fingerprint`.
+    - `kind`: that of the job, on final entries; "" where it was not known, or a former version has written the entry.
     - `document`: where a large result is stored, or the large body of a step's entry. `data` is a reference to it then,
       and `secrets` are those of what is stored.
     """
@@ -63,6 +65,7 @@ class Entry:
     fingerprint: str = ""
     schedule: str = ""
     scheduled_for: float | None = None
+    kind: str = ""
 
     @property
     def final(self) -> bool:
@@ -147,7 +150,7 @@ def _chunks_from_live(message: Received) -> Entry | None:
     if found is None:
         return None
     run, epoch, attempt, msg_id, expected_seq, seq, stored_at = found.groups()
-    entry: Entry = object.__new__(Entry)  # its constructor sets each of 19 fields by a call
+    entry: Entry = object.__new__(Entry)  # its constructor sets each of 20 fields by a call
     entry.__dict__.update(
         event=CHUNK, seq=int(seq), run=int(run), epoch=int(epoch), attempt=int(attempt),
         time=timestamp(stored_at.decode()), msg_id=msg_id.decode(), data=_decode(message.data, codec.CBOR),
@@ -175,6 +178,11 @@ def entry_headers(event: str, run: int, epoch: int, attempt: int, parking_id: st
     if secrets:
         fields[headers.SECRET] = secrets
     return fields | {headers.PARKED: parking_id} if parking_id else fields
+
+
+def kind_header(kind: str) -> dict[str, str]:
+    """Return the header that says on a final entry of which kind the job is; empty if that is not known."""
+    return {headers.READ_KIND: headers.ascii_line(kind, KIND_MAX)} if kind else {}
 
 
 def is_of_run(entry: Entry, run: int, enqueued_at: float, parking_id: str) -> bool:
@@ -210,4 +218,5 @@ def _parse_entry(subject: str, fields: Any, body: bytes, seq: int, stored_at: fl
         fingerprint=fields.get(headers.FINGERPRINT, ""),
         schedule=fields.get(headers.SCHEDULED_BY, ""),
         scheduled_for=headers.decimal(fields.get(headers.SCHEDULED_FOR, "")),
+        kind=fields.get(headers.READ_KIND, "")[:KIND_MAX],
     )

@@ -25,13 +25,13 @@ from .entries import (
     FINAL,
     LIVE,
     PROGRESS,
-    RESULT,
     RETRY,
     STARTED,
     Entry,
     RunRecord,
     entry_headers,
     is_of_run,
+    kind_header,
 )
 from .journal import Journal
 
@@ -61,20 +61,7 @@ KEEP_AS_STREAM = Retention()
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-class ResultHeaders:
-    """The headers of results that are the first entries of their jobs' journals, prepared for one family."""
-
-    def __init__(self, retention: Retention) -> None:
-        fields = entry_headers(RESULT, 0, 1, 1, "") | {headers.RUN: "%d", headers.MSG_ID: "%b", headers.EXPECTED: "0"}
-        fields |= retention.ttl_header(RESULT) | {headers.ENQUEUED: "%.6f", headers.STARTED_AT: "%.6f"}
-        self._template = block(fields)
-
-    def block(self, subject: str, run: int, nonce: str, enqueued_at: float, started_at: float) -> bytes:
-        """Return what `Writer.write` would send as its first entry, encoded. `nonce`: as that of one writer."""
-        return self._template % (run, _msg_id(subject, nonce, 1, 1).encode(), enqueued_at, started_at)
-
-
-def _msg_id(subject: str, nonce: str, epoch: int, number: int) -> str:
+def msg_id_of(subject: str, nonce: str, epoch: int, number: int) -> str:
     """Return the Msg-Id of a writer's entry number `number`."""
     return f"{subject}/{nonce}/{epoch}/{number}"
 
@@ -130,6 +117,7 @@ class Writer:
         self._ignore_before = ignore_before
         self._retention = retention or KEEP_AS_STREAM
         self._job_headers = job_headers
+        self.kind = ""  # what the job was read as: final entries say it
         self.fingerprint = ""  # of the body, in a family that has them
         self._nonce = ""  # in all its Msg-Ids, so that two attempts never make the same; made by the first write
         self._head_seq, self._epoch = record.head_seq, record.epoch + 1
@@ -160,7 +148,7 @@ class Writer:
     def take_over_sent(self, nonce: str) -> None:
         """Count an entry that was sent with `ResultHeaders` as the first try of this writer's first entry."""
         self._nonce, self._write_number = nonce, 1
-        self._sent = {_msg_id(self.subject, nonce, self._epoch, 1)}
+        self._sent = {msg_id_of(self.subject, nonce, self._epoch, 1)}
 
     async def write_started(self, data: Any, *, timeout_s: float = 30.0) -> bool:
         """Write `started` before the handler is called, so that no earlier attempt can write any more.
@@ -229,7 +217,7 @@ class Writer:
         if paused or encoded.secrets or self._lost_chunks or not self._connection.connected or not self._try_lock():
             return None
         self._nonce = self._nonce or secrets.token_hex(4)
-        msg_id = _msg_id(self.subject, self._nonce, self._epoch, self._write_number + 1)
+        msg_id = msg_id_of(self.subject, self._nonce, self._epoch, self._write_number + 1)
         own = f"{headers.MSG_ID}: {msg_id}\r\n{headers.EXPECTED}: {self._head_seq}\r\n\r\n"
         sent = SentChunks(self.subject, self._chunk_headers() + own.encode(), encoded.body, fenced=True)
         try:
@@ -375,13 +363,15 @@ class Writer:
         if not tried:
             self._write_number += 1
         suffix = f"-{len(tried)}" if tried else ""
-        msg_id = _msg_id(self.subject, self._nonce, self._epoch, self._write_number) + suffix
+        msg_id = msg_id_of(self.subject, self._nonce, self._epoch, self._write_number) + suffix
         tried.add(msg_id)
         fields = entry_headers(event, self._run, self._epoch, self.attempt, self._parking_id, encoded.secrets)
         fields |= {headers.MSG_ID: msg_id, headers.EXPECTED: str(self._head_seq)}
         fields |= self._retention.ttl_header(event)
         if event in _ENDS_ATTEMPT:
             fields |= self._time_headers()
+        if event in FINAL:
+            fields |= kind_header(self.kind)
         if self.fingerprint and event in _OF_BODY:
             fields[headers.FINGERPRINT] = self.fingerprint
         if extra:

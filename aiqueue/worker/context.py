@@ -173,6 +173,7 @@ class JobContext(RunningAttempt):
                 job_headers=opened.raw.headers,
             )
             self._writer.started_at = self.started_at
+            self._writer.kind = opened.kind
             if family.fingerprint is not None:
                 self._writer.fingerprint = opened.fingerprint
         return self._writer

@@ -92,7 +92,7 @@ class ResultPipeline:
             nonce = f"{self._nonce:08x}"
             subject, run = context.journal_key
             block = self._headers[opened.family.name].block(
-                subject, run, nonce, delivery.enqueued_at, context.started_at
+                subject, opened.kind, run, nonce, delivery.enqueued_at, context.started_at
             )
             sent = SentResult(subject, block, encoded.body, fenced=True)
             sent.delivery, sent.opened, sent.context, sent.returned = delivery, opened, context, Returned(encoded)

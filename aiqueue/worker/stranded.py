@@ -295,6 +295,7 @@ class StrandedSweeper:
                 self._journal, subject, run=run, enqueued_at=enqueued_at, attempt=number, record=record,
                 retention=retention, job_headers=stored.headers,
             )  # fmt: skip
+            writer.kind = decoded.kind
         times = f"{deliveries:,} times" if deliveries else "again and again"
         error = f"it was delivered {times} without an outcome (max_deliver is {family.max_deliver:,})"
         failed = FailedJob(

@@ -108,6 +108,8 @@ VIEWS: dict[str, list[str]] = {
     "jobs": ["jobs", "ls", "--limit", "1000"],
     "jobs without messages": ["jobs", "ls", "--limit", "1000", "--no-payload"],
     "dead letters in jobs": ["jobs", "ls", "--state", "failed"],
+    "outcomes": ["jobs", "outcomes", "--limit", "1000"],
+    "outcomes without results": ["jobs", "outcomes", "--limit", "1000", "--no-result"],
     "a dry run": ["jobs", "cancel", "--all", "--dry-run"],
     "families": ["inspect"],
     "lanes": ["inspect", "agent.tasks"],

@@ -17,7 +17,7 @@ import aiqueue
 from aiqueue import headers, subjects
 from aiqueue.cli.app import app
 from aiqueue.errors import BadInput, NotFound, UnknownFamily
-from aiqueue.inspect import Holder, WorkerStats, ask_holder, parse_workers
+from aiqueue.inspect import Holder, WorkerStats, ask_holder, parse_workers, workers
 from aiqueue.lanes import WorkerRecords
 
 from ..support import Account, eventually
@@ -102,6 +102,10 @@ async def test_a_worker_is_listed_with_its_slots_kinds_tenants_memory_version_an
             assert "1/2" in shown
             assert "by anna" in shown
             assert all(len(line) <= int(columns or 10_000) for line in shown.splitlines()[:3])
+        shown = await cli("workers", "one", columns="80")
+        for part in ("worker one: running", "1 of 2 in use", "agent.tasks: hold", "acme", handle.id, "by anna"):
+            assert part in shown
+        assert json.loads(await cli("workers", "one", "--json"))["name"] == "one"
         left.set()
     assert await client.workers() == []
     assert "no worker is running" in await cli("workers")
@@ -237,6 +241,16 @@ async def test_nothing_in_a_record_reaches_a_terminal_raw(client: aiqueue.Client
         if columns:
             assert max(map(len, shown.splitlines())) <= int(columns)
     assert not set(await cli("workers", "--json")) & set("\x1b\x07\x9b\r\u202e\u2066")
+    for form in ([], ["--json"]):
+        shown = await cli("workers", evil[: workers.TEXT_MAX], *form)
+        assert not set(shown) & set("\x1b\x07\x9b\r\u202e\u2066")
+        assert "stalled" in shown
+
+
+async def test_one_worker_that_is_not_there_is_one_line(client: aiqueue.Client, cli: Any) -> None:
+    done = await asyncio.to_thread(CliRunner().invoke, app, ["workers", "gone\x1b[2J"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: no worker 'gone\\x1b[2J' is running")
 
 
 async def test_a_thousand_records_are_listed_whole(client: aiqueue.Client) -> None:

@@ -105,6 +105,12 @@ async def test_a_failure_of_the_former_version_is_raised(reader: aiqueue.Client,
     assert (raised.value.reason, raised.value.error) == (last["reason"], last["error"])
 
 
+async def test_outcomes_of_the_former_version_are_listed_without_their_kinds(reader: aiqueue.Client) -> None:
+    listed = {each.job_id: each for each in (await reader.jobs.outcomes(limit=1_000)).outcomes}
+    for job_id in of_state("done", "failed", "cancelled"):
+        assert (listed[job_id].state, listed[job_id].kind) == (JOBS[job_id]["state"], ""), job_id
+
+
 async def test_jobs_of_the_former_version_are_told_as_it_tells_them(
     reader: aiqueue.Client, eventually: Eventually
 ) -> None:

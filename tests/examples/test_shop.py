@@ -41,7 +41,7 @@ class Shop:
         with (self.directory / "log").open("ab") as log:
             environment = {**os.environ, **self.environment(), "PYTHONPATH": str(ROOT)}
             self._worker = forks.start(
-                "aiqueue", "work", "app:worker", cwd=self.directory, env=environment, stdout=log, stderr=log
+                "aiqueue", "work", "shop:worker", cwd=self.directory, env=environment, stdout=log, stderr=log
             )
 
     def end(self) -> None:
@@ -96,7 +96,7 @@ def wait_until(is_so: Callable[[], bool], within_s: float = 60.0) -> None:
 def shop(own_server: Callable[..., NatsProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     directory = tmp_path / "shop"
     shutil.copytree(EXAMPLE, directory)
-    for name, short, long in (("app.py", 'first="1m"', 'first="9m"'), ("streams/limits.toml", '"1m"', '"1h"')):
+    for name, short, long in (("shop.py", 'first="1m"', 'first="9m"'), ("streams/limits.toml", '"1m"', '"1h"')):
         text = (directory / name).read_text()  # what waits for a time still waits on a slow machine
         assert text.count(short) == 1
         (directory / name).write_text(text.replace(short, long))

@@ -123,6 +123,8 @@ class SettingsOptions(TypedDict, total=False):
     directory: str | Path | None
     embedded: Literal["auto", "never"] | None
     redact: str | Redact | None
+    traces: Literal["auto", "otlp", "off"] | None
+    trace_ratio: float | None
 
 
 class Settings(pydantic.BaseModel):
@@ -188,6 +190,10 @@ class Settings(pydantic.BaseModel):
     ``auto``: yes, but it is not started in a container unless `directory` is set. ``never``: an address is required."""
     redact: Annotated[str | Redact | None, pydantic.BeforeValidator(_check_redact)] = None
     """A function of family, kind and data of a message, or its name ``MODULE:FUNCTION``. What it returns is shown."""
+    traces: Literal["auto", "otlp", "off"] = "auto"
+    """Where spans go: to the program's provider of tracers, if it has set one (``auto``), by OTLP, or nowhere."""
+    trace_ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.01
+    """Of jobs that are part of no trace, how many begin one."""
     _sources: dict[str, str] = pydantic.PrivateAttr(default_factory=dict)
     _file: str = pydantic.PrivateAttr(default="")
 

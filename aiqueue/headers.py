@@ -93,19 +93,23 @@ SERVERS: Final = "Nats-"
 
 _CARRIED_MAX = 16_384
 _UNIQUE_MAX = 1_024  # characters of an encoded key: the rest is cut, and only the hash in the id knows it
+_TRACE = (
+    rb"(?:traceparent: 00-[0-9a-f]{32}+-[0-9a-f]{16}+-[0-9a-f]{2}+\r\n"
+    rb"(?:tracestate: [ -~]{1,512}+\r\n)?+)?+"
+)  # aiqueue adds it behind all others; a plain job may have one
 _BATCH = rb"(?:Nats-Batch-Id: [!-~]{1,64}+\r\nNats-Batch-Sequence: [0-9]{1,4}+\r\n(?:Nats-Batch-Commit: 1\r\n)?+)?+\r\n"
 # the family's own key, such as task_id, has the job id too; a possessive or dot pattern saves a third of the time
 _PLAIN: Final = re.compile(
     rb"NATS/1\.0\r\nNats-Msg-Id: .+\r\nContent-Type: application/cbor\r\nAiq-Kind: ([A-Za-z0-9_.:-]{1,128}+)\r\n"
     rb"Aiq-Job-Id: ([A-Za-z0-9_-]{1,64}+)\r\npriority: ([a-z0-9]{1,16}+)\r\n"
-    rb"(?:(?!priority:)[a-z_]{1,32}+: \2\r\n)?+(?:Aiq-Limit-Key: [!-~]{1,16384}+\r\n)?+" + _BATCH
+    rb"(?:(?!priority:)[a-z_]{1,32}+: \2\r\n)?+(?:Aiq-Limit-Key: [!-~]{1,16384}+\r\n)?+" + _TRACE + _BATCH
 ).fullmatch
 # the same in JSON, or without a kind: as the guide's client writes them
 _PLAIN_OTHER: Final = re.compile(
     rb"NATS/1\.0\r\nNats-Msg-Id: .+\r\nContent-Type: (application/(?:json|cbor))\r\n"
     rb"(?:Aiq-Kind: ([A-Za-z0-9_.:-]{1,128}+)\r\n)?+Aiq-Job-Id: ([A-Za-z0-9_-]{1,64}+)\r\n"
     rb"priority: ([a-z0-9]{1,16}+)\r\n(?:(?!priority:)[a-z_]{1,32}+: \3\r\n)?+"
-    rb"(?:Aiq-Limit-Key: [!-~]{1,16384}+\r\n)?+" + _BATCH
+    rb"(?:Aiq-Limit-Key: [!-~]{1,16384}+\r\n)?+" + _TRACE + _BATCH
 ).fullmatch
 _FIRST_STORED = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 _RUN_KEY = re.compile(r"([0-9]{1,18})-([0-9]{1,12})")  # see subjects.run_key

@@ -69,7 +69,7 @@ class InboxWorker:
         self._running = 0
         self._settled: dict[_Key, None] = {}
         self._reply_waiter = ReplyWaiter(spec.name, spec.tenant, inboxes, self, self._is_window_full)
-        self._mail_handlers = MailHandlers(spec.name, spec.handlers, inboxes.family, self)
+        self._mail_handlers = MailHandlers(spec.name, spec.handlers, inboxes.family, self, inboxes.tracing)
         self._singly_until = self._suspect_seq = 0
         self._draining = False
         self.changed: Callable[[], None] = lambda: None

@@ -9,7 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import attempt, codec, headers
-from ..attempt import PLAIN_TYPES, DecodedJob, Handler, Limit, Limits, Outcome, RawJob, Refused, Returned, Threads
+from ..attempt import (
+    PLAIN_TYPES,
+    DecodedJob,
+    Handler,
+    Limit,
+    Limits,
+    Outcome,
+    Raised,
+    RawJob,
+    Refused,
+    Returned,
+    Threads,
+)
 from ..codec import secret_paths
 from ..errors import DecodeError
 from ..job import ANY_KIND, Message, RawMessage
@@ -18,6 +30,7 @@ from ..logs import running_job
 from ..mailbox import BOUNCE, Envelope, Mail, ReplySender
 from ..payload import parse_message
 from ..topology import Family
+from ..tracing import TRACEPARENT, Tracing, is_sampled, names, read_parent
 from .reply_waiter import raw_job_of
 
 log = logging.getLogger(__name__)
@@ -48,7 +61,11 @@ class MailCall:
 class MailHandlers:
     """The handlers of one agent."""
 
-    def __init__(self, agent: str, handlers: Mapping[str, Handler], family: Family, reply_sender: ReplySender) -> None:
+    def __init__(
+        self, agent: str, handlers: Mapping[str, Handler], family: Family, reply_sender: ReplySender,
+        tracing: Tracing | None,
+    ) -> None:  # fmt: skip
+        self._tracing = tracing
         self._agent = agent
         self._handlers = handlers
         self._family = family
@@ -84,8 +101,9 @@ class MailHandlers:
             reply_sender=self._reply_sender,
         )  # fmt: skip
         call.mail = mail
-        run = self._run(call, handler, mail)
-        call.task = asyncio.get_running_loop().create_task(run, context=self._base_context.copy())
+        run = self._run if self._tracing is None or not _is_traced(self._tracing, mail) else self._run_traced
+        context = self._base_context.copy()
+        call.task = asyncio.get_running_loop().create_task(run(call, handler, mail), context=context)
         if handler.timeout_s is not None:
             call.limit = self._limits.start_task(call.task, handler.timeout_s)
         return call
@@ -166,3 +184,38 @@ class MailHandlers:
             call.outcome = Returned(value) if plain else await attempt.outcome_of_value(value)
         except BaseException as error:  # noqa: BLE001  (a handler may raise anything, SystemExit too)
             call.outcome = attempt.outcome_of_error(error, handler.on)
+
+    async def _run_traced(self, call: MailCall, handler: Handler, mail: Mail[Any]) -> None:
+        """As `_run`, with a span around it."""
+        tracing = self._tracing
+        assert tracing is not None
+        started = tracing.start_process(
+            names.destination(self._family.name),
+            mail.tenant,
+            parent=read_parent(headers.find(mail.headers, TRACEPARENT) or ""),
+            tracestate=headers.find(mail.headers, "tracestate") or "",
+            run=f"{self._family.name} {mail.id} {self._agent}",
+            attributes={
+                names.MESSAGE_ID: mail.id, names.KIND: mail.kind, names.ATTEMPT: mail.attempt,
+                names.CONVERSATION_ID: mail.conversation, names.AGENT_NAME: self._agent,
+            },
+        )  # fmt: skip
+        if started is None:
+            await self._run(call, handler, mail)
+            return
+        with started:
+            await self._run(call, handler, mail)
+            outcome = call.outcome
+            started.set(names.OUTCOME, "done" if isinstance(outcome, Returned) else type(outcome).__name__.lower())
+            if isinstance(outcome, Raised | Refused):
+                masked = self._redact(call, outcome)
+                assert isinstance(masked, Raised | Refused)
+                started.fail(masked.error.partition(":")[0][:128], masked.error)
+
+
+def _is_traced(tracing: Tracing, mail: Mail[Any]) -> bool:
+    """Return whether an attempt at a mail is traced: by its headers, and without any by its id."""
+    traceparent = headers.find(mail.headers, TRACEPARENT)
+    if traceparent is not None and read_parent(traceparent) is not None:
+        return is_sampled(traceparent)
+    return tracing.begins_trace(mail.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,9 +13,11 @@ from ..client import Client
 from ..connection import PubAck, Received, block
 from ..enqueue import JobTemplate, OnFull, Producer, key_headers, retry_while_full, stated_key
 from ..errors import BadInput, DecodeError, ReplyTimeout, Unavailable
+from ..logs import running_job
 from ..mailbox import Inboxes, Sent
-from ..requests import find_bare_id, send_until_answered
+from ..requests import find_bare_id, send_until_answered, start_request
 from ..topology import Family
+from ..tracing import NOT_SENT, TRACEPARENT, names
 from .routes import Route, check_request, is_stored, route_of_publish
 
 TEMPLATES_MAX = 10_000
@@ -41,7 +43,7 @@ class Publisher:
         self._client = client
         self._connection = client.connection
         self._topology = client.topology
-        self._producer = Producer(client.connection, client.topology, client.key_lanes)
+        self._producer = Producer(client.connection, client.topology, client.key_lanes, tracing=client.tracing)
         self._templates: dict[tuple[str, str, str], JobTemplate] = {}
         self._lanes: dict[str, JobTemplate] = {}  # by the subject of a publish without headers
         self._blocks: dict[tuple[str, str, str, bool], bytes] = {}  # their headers; see `_header_block`
@@ -50,10 +52,35 @@ class Publisher:
     def _inboxes(self) -> Inboxes:
         return self._client.inboxes  # raises UnknownFamily where there are none
 
-    async def publish(
+    def publish(
+        self, subject: str, body: bytes, reply: str, given: Mapping[str, str] | None, timeout_s: float, on_full: OnFull
+    ) -> Coroutine[Any, Any, Published | None]:
+        """Implements `NATSClient.publish`."""
+        publish = self._publish if self._producer.tracing is None else self._publish_traced
+        return publish(subject, body, reply, given, timeout_s, on_full)
+
+    async def _publish_traced(
         self, subject: str, body: bytes, reply: str, given: Mapping[str, str] | None, timeout_s: float, on_full: OnFull
     ) -> Published | None:
-        """Implements `NATSClient.publish`."""
+        """As `_publish`. A job or mail continues the trace of whoever publishes it, and has no trace of its own."""
+        route, tracing = route_of_publish(self._topology, subject), self._producer.tracing
+        assert tracing is not None
+        sending = None
+        is_given = isinstance(given, Mapping) and headers.find(given, TRACEPARENT)
+        if route.family is not None and route.role in ("work", "inbox") and not is_given:
+            destination = names.destination(route.family.name)
+            sending = tracing.start_send(destination, route.tenant, of=running_job.get(), may_begin=False)
+        with sending or NOT_SENT as sent:
+            carried: Mapping[str, str] | None = given
+            if sent.headers and isinstance(given, Mapping | None):  # what is no mapping is refused where it is checked
+                carried = {**(given or {}), **sent.headers}
+            published = await self._publish(subject, body, reply, carried, timeout_s, on_full)
+            sent.set(names.MESSAGE_ID, None if published is None else published.id)
+            return published
+
+    async def _publish(
+        self, subject: str, body: bytes, reply: str, given: Mapping[str, str] | None, timeout_s: float, on_full: OnFull
+    ) -> Published | None:
         end = time.monotonic() + timeout_s
         if not given and not reply and (lane := self._lanes.get(subject)) is not None:
             return await self._store_job_without_headers(lane, body, end, on_full)
@@ -86,11 +113,12 @@ class Publisher:
             job_id = self._find_id(family, route.tenant, request_headers, body, bare_id=True)
             if job_id is None:
                 job_id = request_headers[headers.JOB_ID] = subjects.new_id(self._connection.clock.offset_ms)
-            return await send_until_answered(
-                self._producer, family, route.tenant, request_headers, body, job_id=job_id,
-                same_id=f"the header {family.key or headers.JOB_ID}: {job_id}",
-                timeout_s=timeout_s if timeout_s is not None else family.reply_within_s or PLAIN_REQUEST_S,
-            )  # fmt: skip
+            with start_request(self._producer, family, route.tenant, request_headers, job_id):
+                return await send_until_answered(
+                    self._producer, family, route.tenant, request_headers, body, job_id=job_id,
+                    same_id=f"the header {family.key or headers.JOB_ID}: {job_id}",
+                    timeout_s=timeout_s if timeout_s is not None else family.reply_within_s or PLAIN_REQUEST_S,
+                )  # fmt: skip
         within_s = PLAIN_REQUEST_S if timeout_s is None else timeout_s
         try:
             return await self._connection.request(subject, body, headers=request_headers, timeout_s=within_s)

@@ -36,6 +36,7 @@ from ..requests import request_result
 from ..server import EmbeddedServer
 from ..subjects import OnDuplicate
 from ..topology import Topology
+from ..tracing import Tracing, find_tracing
 from ..units import Deadline, Duration, Time, parse_deadline, parse_duration
 from .cancel import Canceller
 from .embedding import acquire, declare_streams, settings_of
@@ -56,8 +57,10 @@ NOT_OPEN = "the client is not open: use `async with aiqueue.connect() as client:
 class Client(LookCalls, OperatorCalls):
     """A connection to the queue. Create it with `connect`, and use it as an async context manager."""
 
-    def __init__(self, settings: Settings, headers: MakeHeaders | None = None) -> None:
+    def __init__(self, settings: Settings, headers: MakeHeaders | None = None, tracer_provider: Any = None) -> None:
         check_make_headers(headers)
+        self._tracer_provider = tracer_provider
+        self.tracing: Tracing | None = None  # for aiqueue's own modules; set while the client is open
         self.make_headers = headers
         self.settings = settings
         self.topology = Topology.of(settings)
@@ -90,7 +93,7 @@ class Client(LookCalls, OperatorCalls):
     @property
     def inboxes(self) -> Inboxes:
         """Agents' inboxes: `send`, `broadcast`, `read`, `create`, `remove`, `stats`."""
-        return Inboxes(self.connection, self.topology)
+        return Inboxes(self.connection, self.topology, self.tracing)
 
     @property
     def parking(self) -> Parking:
@@ -121,6 +124,7 @@ class Client(LookCalls, OperatorCalls):
         """
         if self._connection is not None:
             return self
+        found = find_tracing(self.settings.traces, self.settings.trace_ratio, self.settings.name, self._tracer_provider)
         settings, origin = self.settings, f"from {self.settings.source('url')}"
         if not settings.servers:
             self._embedded = await acquire(settings, start=start)
@@ -138,7 +142,8 @@ class Client(LookCalls, OperatorCalls):
             raise
         self._connection = connection
         key_lanes = KeyLanes(connection, self.topology, lambda: self.limit_rules)
-        self._producer = Producer(connection, self.topology, key_lanes, self.make_headers)
+        self.tracing = found
+        self._producer = Producer(connection, self.topology, key_lanes, self.make_headers, tracing=found)
         self._timeout_reasons = TimeoutReasons(connection, self.topology, self._declared_limits)
         self._for_handles = self.journal, self.cancels
         close_in_forks(self)
@@ -419,6 +424,7 @@ def connect(
     *,
     settings: Settings | None = None,
     headers: MakeHeaders | None = None,
+    tracer_provider: Any = None,
     **arguments: Unpack[SettingsOptions],
 ) -> Client:
     """Return a client that is not open yet: ``async with aiqueue.connect() as client:``.
@@ -431,8 +437,11 @@ def connect(
     schedule when the client adds it, or at each tick that a function makes a message for. Headers of the single call go
     first. If the function raises, nothing is enqueued (BadInput).
 
+    `tracer_provider`: OpenTelemetry's, for the spans of this client and its workers (docs/tracing.md). None: see the
+    setting `traces`.
+
     Raises SettingsError, TopologyError, BadInput.
     """
     if settings is not None and (url is not None or arguments):
         raise BadInput("pass either settings= or single arguments, not both")
-    return Client(settings or Settings.load(url=url, **arguments), headers)
+    return Client(settings or Settings.load(url=url, **arguments), headers, tracer_provider)

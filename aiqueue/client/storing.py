@@ -27,6 +27,7 @@ from ..enqueue import (
     Producer,
     resolve_job_id,
     retry_while_full,
+    start_send,
     with_header,
     with_step,
 )
@@ -37,6 +38,7 @@ from ..journal import RESULT, RETRY, Entry, Journal
 from ..payload import encode_message
 from ..requests import Claims
 from ..subjects import OnDuplicate
+from ..tracing import names
 
 log = logging.getLogger(__name__)
 
@@ -98,27 +100,32 @@ class Storing:
         header_block = template.header_block(job_id, producer.clock)
         if shown:
             header_block = with_header(header_block, headers.UNIQUE, shown)
-        body, print_, tenant = encode_message(message), "", template.lane.tenant
-        if by_caller and template.family.fingerprint is not None and on_duplicate != "replace":
-            print_ = await producer.fingerprints.of_new(template.family, tenant, job_id, header_block, body)
-        attached = await producer.attach_documents(message, template, header_block, body, end=end, by_caller=by_caller)
-        job = _NewJob(template, job_id, by_caller, attached, due_at, on_full, end)
-        try:
-            enqueued = await self._store_as_asked(job, on_duplicate)
-        except AIQueueError as error:
-            await producer.release_unless_stored(attached, error)
-            raise
-        if enqueued.duplicate:
-            if enqueued.parking_id:
-                await producer.documents.end_holds(template.lane.tenant, attached.document_headers)
-            else:
-                await producer.release_unless_stored(attached, PubAck(enqueued.stream, enqueued.seq, True))
-            if on_duplicate == "raise":
-                raise DuplicateJob(job_id, str(template.lane))
-            await producer.fingerprints.check_stored(
-                template.family, tenant, job_id, print_, enqueued.stream, enqueued.seq
+        with start_send(producer.tracing, template, job_id, header_block) as sending:
+            sending.set(names.DUE_AT, due_at)
+            header_block = sending.add_to(header_block)
+            body, print_, tenant = encode_message(message), "", template.lane.tenant
+            if by_caller and template.family.fingerprint is not None and on_duplicate != "replace":
+                print_ = await producer.fingerprints.of_new(template.family, tenant, job_id, header_block, body)
+            attached = await producer.attach_documents(
+                message, template, header_block, body, end=end, by_caller=by_caller
             )
-        return enqueued._replace(fingerprint=print_)
+            job = _NewJob(template, job_id, by_caller, attached, due_at, on_full, end)
+            try:
+                enqueued = await self._store_as_asked(job, on_duplicate)
+            except AIQueueError as error:
+                await producer.release_unless_stored(attached, error)
+                raise
+            if enqueued.duplicate:
+                if enqueued.parking_id:
+                    await producer.documents.end_holds(template.lane.tenant, attached.document_headers)
+                else:
+                    await producer.release_unless_stored(attached, PubAck(enqueued.stream, enqueued.seq, True))
+                if on_duplicate == "raise":
+                    raise DuplicateJob(job_id, str(template.lane))
+                await producer.fingerprints.check_stored(
+                    template.family, tenant, job_id, print_, enqueued.stream, enqueued.seq
+                )
+            return enqueued._replace(fingerprint=print_)
 
     async def _store_as_asked(self, job: _NewJob, on_duplicate: OnDuplicate) -> Enqueued:
         match on_duplicate:

@@ -407,7 +407,8 @@ def connect_sync(
     *,
     settings: Settings | None = None,
     headers: MakeHeaders | None = None,
+    tracer_provider: Any = None,
     **arguments: Unpack[SettingsOptions],
 ) -> SyncClient:
     """Return a client that is not open yet: ``with aiqueue.connect_sync() as client:``. Arguments as for `connect`."""
-    return SyncClient(connect(url, settings=settings, headers=headers, **arguments))
+    return SyncClient(connect(url, settings=settings, headers=headers, tracer_provider=tracer_provider, **arguments))

@@ -20,10 +20,11 @@ from ..subjects import OnDuplicate
 from .full_lanes import ANSWER_S, FullLanes
 from .ids import check_on_duplicate, resolve_job_id, with_header
 from .parking import Parking, delayed_job_message, resolve_due_at
-from .pending import BulkOptions, Item, PendingItem, StoreAlone, is_common, start_task, wake
+from .pending import BulkOptions, Item, PendingItem, ProgressReport, StoreAlone, is_common, start_task, wake
 from .producer import AttachedJob, Enqueued, Producer
 from .refusals import queue_full_error
 from .templates import JobTemplate
+from .traces import ManySent
 
 T = TypeVar("T")
 Items = Iterable[Item] | AsyncIterable[Item]
@@ -31,7 +32,6 @@ Items = Iterable[Item] | AsyncIterable[Item]
 TURN_ITEMS = 64  # items that are sent, or yielded, before other tasks of the event loop get a turn
 TURN_BYTES = 512 * 1024  # of bodies, likewise: fewer writes of large bodies, and the server stores some meanwhile
 BYTES_MAX = 32 * 1024 * 1024  # of bodies that are not acknowledged yet
-PROGRESS_EVERY_S = 0.1
 ATTACH_MAX, ALONE_MAX = 4, 32  # at the same time: items whose documents are stored, items that are stored singly
 
 
@@ -52,8 +52,8 @@ class Bulk(Generic[T]):
         make_result: Callable[[Enqueued, JobTemplate], T],
         store_alone: StoreAlone,
     ) -> None:
-        self._producer = producer
-        self._parking = parking
+        self._producer, self._parking = producer, parking
+        self._traces: ManySent | None = None
         self._lookups: set[asyncio.Task[None]] = set()
         self._connection = producer.connection
         self._body_max = producer.body_max
@@ -65,10 +65,9 @@ class Bulk(Generic[T]):
         self._max_payload = 0  # bytes, of this turn; 0: not known, so `_send` asks
         self._common_templates: dict[type, JobTemplate] = {}  # by class, see `is_common`
         self._hinted: JobTemplate | None = None  # of the lane that was hinted last in this turn of the event loop
-        self._count = 0
-        self._bytes = 0
+        self._count = self._bytes = 0
         self._stored = self._failed = 0
-        self._report_at = 0.0
+        self._report = None if options.progress is None else ProgressReport(options.progress)
         self._source_ended = False
         self._source_error: BaseException | None = None  # raised by the caller's iterable
         self._first_done: asyncio.Future[None] | None = None  # wakes `run`
@@ -85,6 +84,7 @@ class Bulk(Generic[T]):
         pending = self._pending
         taking: asyncio.Task[None] | None = None
         source: Iterator[Item] | None = None
+        self._traces = ManySent.start(self._producer.tracing)
         await self._connection.clock.ensure(self._parking.stream)  # items may have delays and deadlines
         try:
             if isinstance(items, AsyncIterable):
@@ -102,12 +102,13 @@ class Bulk(Generic[T]):
                     wake(self._has_capacity)
                 if not yielded and (source is None or self._source_ended or not self._may_take()):
                     await self._wait_for_first()
-            self._report_at = 0.0
-            self._report_progress()
+            if self._report is not None:
+                self._report.give(self._stored, self._failed, is_last=True)
             if self._source_error is not None:
                 raise self._source_error
         finally:
             self._abandon_pending()
+            ManySent.end(self._traces, self._stored + self._failed)
             if taking is not None:
                 taking.cancel()
                 await asyncio.wait([taking])
@@ -353,6 +354,8 @@ class Bulk(Generic[T]):
         header_block = template.header_block(pending.job_id, self._producer.clock)
         if shown:
             header_block = with_header(header_block, headers.UNIQUE, shown)
+        if self._traces is not None:
+            header_block = self._traces.add_to(header_block, template, pending.job_id)
         if due_at is not None:
             parked = delayed_job_message(template, header_block, pending.job_id, due_at, by_caller=pending.by_caller)
             pending.subject, pending.block, pending.fenced = parked.subject, block(parked.headers), pending.by_caller
@@ -372,6 +375,8 @@ class Bulk(Generic[T]):
         pending.body = encode_message(item)
         pending.subject, pending.stream = template.subject, template.batch_stream
         pending.block = template.header_block(job_id, self._producer.clock)
+        if self._traces is not None:
+            pending.block = self._traces.add_to(pending.block, template, job_id)
         if template is not self._hinted:
             self._producer.hint(template.lane)
             self._hinted = template
@@ -394,8 +399,8 @@ class Bulk(Generic[T]):
                 self._end_holds(pending.attached)
         if type(outcome) is PubAck and template is not None:
             self._stored += 1
-            if self._options.progress is not None:
-                self._report_progress()
+            if self._report is not None:
+                self._report.give(self._stored, self._failed)
             fields = (
                 pending.job_id, template.lane, outcome.stream, outcome.seq,
                 outcome.duplicate and pending.is_duplicate, pending.due_at, pending.parking_id, "",
@@ -406,20 +411,13 @@ class Bulk(Generic[T]):
         error = queue_full_error(outcome, template) if isinstance(outcome, QueueFull) and template else outcome
         error.item = pending.item
         self._failed += 1
-        self._report_progress()
+        if self._report is not None:
+            self._report.give(self._stored, self._failed)
         return error
 
     def _end_holds(self, job: AttachedJob) -> None:
         """Start to release the documents of an item whose job is not stored."""
         start_task(self._releasing, self._producer.documents.end_holds(job.lane.tenant, job.document_headers))
-
-    def _report_progress(self) -> None:
-        """Call the caller's progress callback, at most once in PROGRESS_EVERY_S."""
-        if self._options.progress is not None:
-            now = asyncio.get_running_loop().time()
-            if now >= self._report_at:
-                self._report_at = now + PROGRESS_EVERY_S
-                self._options.progress(self._stored, self._failed)
 
     async def _let_loop_run(self) -> None:
         """Let the event loop send and read; if the socket is behind, wait for it."""

@@ -14,11 +14,13 @@ from ..errors import AIQueueError, BadInput
 from ..job import ChildSpec
 from ..payload import Document
 from ..topology import Topology
+from ..tracing import Tracing, names
 from .key_lanes import KeyLanes, key_headers
 from .parking import Parking, resolve_due_at
 from .producer import AttachedJob, Producer
 from .refusals import OnFull, retry_while_full
 from .templates import JobTemplate, checked_headers, checked_lane
+from .traces import start_send
 
 TIMEOUT_S = 30.0  # for storing a child, also while its lane is full
 DEPTH_MAX = 32  # ancestors of a job
@@ -34,8 +36,11 @@ class StoredChild(NamedTuple):
 class ChildJobs:
     """Stores the children of one worker's jobs."""
 
-    def __init__(self, connection: Connection, topology: Topology, key_lanes: KeyLanes | None = None) -> None:
-        self._producer = Producer(connection, topology, key_lanes)
+    def __init__(
+        self, connection: Connection, topology: Topology, key_lanes: KeyLanes | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:  # fmt: skip
+        self._producer = Producer(connection, topology, key_lanes, tracing=tracing)
         self._parking = Parking(connection, topology)
         self._topology = topology
 
@@ -65,21 +70,24 @@ class ChildJobs:
             content_type=codec.CBOR, kind=spec.kind,
         )  # fmt: skip
         header_block = block(self._headers(spec, template, job_id, inherited))
-        attached = AttachedJob(header_block, spec.body, lane, {}, 0)
-        if spec.documents or len(spec.body) > producer.body_max:
-            attached = await producer.attach_documents(
-                None, template, header_block, spec.body, end=end, by_caller=True,
-                documents=[Document(**each) for each in spec.documents],
-            )  # fmt: skip
-        try:
-            if due_at is not None:
-                return await self._park(template, job_id, due_at, attached, end)
-            ack = await producer.store(template, attached.block, attached.body, on_full, end)
-        except AIQueueError as error:
-            await producer.release_unless_stored(attached, error)
-            raise
-        await producer.release_unless_stored(attached, ack)
-        return StoredChild(ack.seq, ack.duplicate)
+        with start_send(producer.tracing, template, job_id, header_block) as sending:
+            sending.set(names.CHILD, spec.name)
+            header_block = sending.add_to(header_block)
+            attached = AttachedJob(header_block, spec.body, lane, {}, 0)
+            if spec.documents or len(spec.body) > producer.body_max:
+                attached = await producer.attach_documents(
+                    None, template, header_block, spec.body, end=end, by_caller=True,
+                    documents=[Document(**each) for each in spec.documents],
+                )  # fmt: skip
+            try:
+                if due_at is not None:
+                    return await self._park(template, job_id, due_at, attached, end)
+                ack = await producer.store(template, attached.block, attached.body, on_full, end)
+            except AIQueueError as error:
+                await producer.release_unless_stored(attached, error)
+                raise
+            await producer.release_unless_stored(attached, ack)
+            return StoredChild(ack.seq, ack.duplicate)
 
     async def _park(
         self, template: JobTemplate, job_id: str, due_at: float, attached: AttachedJob, end: float

@@ -19,6 +19,22 @@ from .templates import JobTemplate
 
 Item = Message | JobSpec
 ProgressCallback = Callable[[int, int], None]
+PROGRESS_EVERY_S = 0.1
+
+
+class ProgressReport:
+    """Calls a caller's progress callback, at most once in PROGRESS_EVERY_S."""
+
+    def __init__(self, callback: ProgressCallback) -> None:
+        self._callback = callback
+        self._next_at = 0.0
+
+    def give(self, stored: int, failed: int, *, is_last: bool = False) -> None:
+        """Report how many items were stored and refused so far. The last report is always given."""
+        now = asyncio.get_running_loop().time()
+        if is_last or now >= self._next_at:
+            self._next_at = now + PROGRESS_EVERY_S
+            self._callback(stored, failed)
 
 
 class StoreAlone(Protocol):

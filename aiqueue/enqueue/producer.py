@@ -16,12 +16,14 @@ from ..errors import AIQueueError, EncodeError, NotFound, QueueFull, Unavailable
 from ..job import MakeHeaders, Message, add_made_headers, check_message
 from ..payload import Document, encode_message, find_documents
 from ..topology import Family, Topology
+from ..tracing import Tracing
 from ..units import Deadline, parse_duration, parse_time
 from .fingerprints import Fingerprints
 from .ids import resolve_job_id, with_header
 from .key_lanes import KeyLanes, key_of_body, key_of_message, stated_key
 from .refusals import FULL_FIRST_S, TRY_MIN_S, OnFull, wait_while_full
 from .templates import JobTemplate, checked_headers, checked_lane, headers_of_job
+from .traces import start_send
 
 HINT_EVERY_S = 20.0  # below the time after which a worker releases an idle lane (lanes.discovery.IDLE_S)
 HINTED_MAX = 10_000
@@ -71,8 +73,14 @@ class Producer:
         topology: Topology,
         key_lanes: KeyLanes | None = None,
         make_headers: MakeHeaders | None = None,
+        *,
+        tracing: Tracing | None = None,
     ) -> None:
-        """`key_lanes`: where jobs of limited keys go. None: to the ordinary lanes. `make_headers`: the client's."""
+        """`key_lanes`: where jobs of limited keys go. None: to the ordinary lanes. `make_headers`: the client's.
+
+        `tracing`: what the spans of jobs are started by. None: there are none.
+        """
+        self.tracing = tracing
         self.connection = connection
         self.make_headers = make_headers
         self.key_lanes = key_lanes
@@ -108,17 +116,28 @@ class Producer:
         if shown:
             header_block = with_header(header_block, headers.UNIQUE, shown)
         end, print_ = time.monotonic() + timeout_s, ""
-        if by_caller and template.family.fingerprint is not None:
-            print_ = await self.fingerprints.of_new(template.family, tenant, job_id, header_block, body)
-        if message.aiq_documents or len(body) > self.body_max:
-            ack = await self.store_with_documents(
-                message, template, header_block, body, on_full, end, by_caller=by_caller
-            )
-        else:
-            ack = await self.store(template, header_block, body, on_full, end)
-        # the server can know a fresh id only from an earlier try of this same call
-        if print_ and ack.duplicate:
-            await self.fingerprints.check_stored(template.family, tenant, job_id, print_, ack.stream, ack.seq)
+        sending = None
+        if self.tracing is not None:
+            sending = start_send(self.tracing, template, job_id, header_block)
+            header_block = sending.add_to(header_block)
+        try:
+            if by_caller and template.family.fingerprint is not None:
+                print_ = await self.fingerprints.of_new(template.family, tenant, job_id, header_block, body)
+            if message.aiq_documents or len(body) > self.body_max:
+                ack = await self.store_with_documents(
+                    message, template, header_block, body, on_full, end, by_caller=by_caller
+                )
+            else:
+                ack = await self.store(template, header_block, body, on_full, end)
+            # the server can know a fresh id only from an earlier try of this same call
+            if print_ and ack.duplicate:
+                await self.fingerprints.check_stored(template.family, tenant, job_id, print_, ack.stream, ack.seq)
+        except BaseException as error:
+            if sending is not None:
+                sending.end(error)
+            raise
+        if sending is not None:
+            sending.end()
         return Enqueued(job_id, template.lane, ack.stream, ack.seq, ack.duplicate and by_caller, fingerprint=print_)
 
     async def store(

@@ -23,6 +23,7 @@ from .ledger import UsageRecord
 from .provider_errors import ProviderError
 from .providers import OnChunk, ProviderCall, Reply, Usage
 from .runtime import CallPlan, Runtime
+from .traced_call import note_reply, traced_call
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,14 @@ class PaidCall:
                 provider = await stack.enter_async_context(self.runtime.provider(model.provider))
             except BadInput as error:  # its key has gone since the call was planned
                 raise ProviderError("auth", str(error)) from None
-            return await (provider.chat(call, on_chunk) if model.kind == "chat" else provider.embed(call))
+            with traced_call(self.plan, self.id, is_streamed=on_chunk is not None) as span:
+                try:
+                    reply = await (provider.chat(call, on_chunk) if model.kind == "chat" else provider.embed(call))
+                except ProviderError as error:
+                    span.fail(error.kind)
+                    raise
+                note_reply(span, reply)
+            return reply
 
     async def end(
         self,

@@ -28,7 +28,7 @@ from .children import (
 )
 from .message import M_co, Message, S_co
 from .progress import Progress
-from .steps import StepEnded, in_step, refuse_in_step
+from .steps import StepEnded, in_step, refuse_in_step, step_span
 
 if TYPE_CHECKING:
     Children: TypeAlias = Sequence[Child[R] | tuple[str, Message[R]]]
@@ -189,7 +189,7 @@ class Job(Generic[M_co, S_co]):
         """
         kept = await self._begin_step(name, function)
         if kept is None:
-            with in_step(name):
+            with in_step(name), step_span(name):
                 if inspect.iscoroutinefunction(function):
                     result = await function(*args)
                 else:
@@ -204,7 +204,7 @@ class Job(Generic[M_co, S_co]):
         loop, instead = self._progress.loop, "`step` and not `step_sync`"
         kept = run_from_thread(self._begin_step(name, function), loop, instead)
         if kept is None:
-            with in_step(name):
+            with in_step(name), step_span(name):
                 result = function(*args)
             if inspect.iscoroutine(result):
                 result.close()

@@ -7,6 +7,7 @@ import contextvars
 from collections.abc import Iterator
 
 from ..errors import BadInput
+from ..tracing import NOT_TRACED, NotTraced, OpenSpan, names, running_tracing, span
 
 _step: contextvars.ContextVar[str] = contextvars.ContextVar("aiqueue step")
 
@@ -19,6 +20,13 @@ def in_step(name: str) -> Iterator[None]:
         yield
     finally:
         _step.reset(token)
+
+
+def step_span(name: str) -> OpenSpan | NotTraced:
+    """Return the span of a step that runs, to be entered."""
+    if running_tracing() is None:
+        return NOT_TRACED
+    return span(names.step_span(name), {names.STEP: name})
 
 
 def refuse_in_step(what: str) -> None:

@@ -15,8 +15,10 @@ from ..connection import Connection, Stored, block
 from ..enqueue import JobId, id_of_key
 from ..errors import AIQueueError, BadInput, InboxFull, LaneFull, Unavailable
 from ..job import Message, check_message, secret_headers
+from ..logs import running_job
 from ..payload import encode_message
 from ..topology import Topology
+from ..tracing import NOT_SENT, TRACEPARENT, Sending, Tracing, names
 from ..units import Deadline, Duration, parse_deadline, parse_duration
 from .mail import Bounce, Envelope, parse_envelope
 from .presence import Card, Presence
@@ -64,8 +66,9 @@ class InboxStats(NamedTuple):
 class Inboxes:
     """The inboxes of all tenants: send and read mail, register agents. Mail is handled by an `Agent`."""
 
-    def __init__(self, connection: Connection, topology: Topology) -> None:
+    def __init__(self, connection: Connection, topology: Topology, tracing: Tracing | None = None) -> None:
         self.connection = connection
+        self.tracing = tracing
         self.family = topology.inbox_family
         self.presence = Presence(connection, topology)
         self.max_age_s = topology.streams[self.family.stream].config["max_age"] / 1e9
@@ -133,8 +136,9 @@ class Inboxes:
         mail_headers = self._make_headers(message, mail_id, sender, conversation, correlation, expires, extra)
         if shown:
             mail_headers[headers.UNIQUE] = shown
-        body = _encode(message)
-        sent = await self._store(subject, to, tenant, mail_id, mail_headers, body, parse_duration("timeout", timeout))
+        body, timeout_s = _encode(message), parse_duration("timeout", timeout)
+        with self._start_send(tenant, mail_id, mail_headers):
+            sent = await self._store(subject, to, tenant, mail_id, mail_headers, body, timeout_s)
         self._publish_copy(tenant, {**mail_headers, headers.TARGET: to}, sent, body)
         return sent._replace(duplicate=sent.duplicate and unique is not None)
 
@@ -175,7 +179,7 @@ class Inboxes:
         mail_headers = self._make_headers(message, mail_id, sender, conversation, None, expires, extra)
         body = _encode(message)
         mail_headers[headers.BROADCAST] = "1"
-        names = [card.agent for card in await self.presence.roster(tenant) if card.agent != sender]
+        agents = [card.agent for card in await self.presence.roster(tenant) if card.agent != sender]
         limit = asyncio.Semaphore(CONCURRENT_STORES_MAX)
 
         async def store(agent: str) -> Sent | AIQueueError:
@@ -186,7 +190,9 @@ class Inboxes:
                 except AIQueueError as error:
                     return error
 
-        outcomes = dict(zip(names, await asyncio.gather(*map(store, names)), strict=True))
+        with self._start_send(tenant, mail_id, mail_headers) as sending:
+            outcomes = dict(zip(agents, await asyncio.gather(*map(store, agents)), strict=True))
+            sending.set(names.BATCH_COUNT, len(agents))
         stored = next((each for each in outcomes.values() if isinstance(each, Sent)), None)
         if stored is not None:
             self._publish_copy(tenant, mail_headers, stored, body)
@@ -290,6 +296,16 @@ class Inboxes:
         """Return when the oldest mail of an inbox was stored."""
         stored = await self.connection.first(self.family.stream, subjects.inbox_filter(self.family.name, tenant, agent))
         return stored.time if stored is not None else None
+
+    def _start_send(self, tenant: str, mail_id: str, mail_headers: dict[str, str]) -> Sending:
+        """Start the span of a mail that is sent, and add the headers of its trace to those of the mail."""
+        if self.tracing is None or headers.find(mail_headers, TRACEPARENT):
+            return NOT_SENT
+        destination = names.destination(self.family.name)
+        sending = self.tracing.start_send(destination, tenant, mail_id, of=running_job.get()) or NOT_SENT
+        sending.set(names.CONVERSATION_ID, mail_headers[headers.CONVERSATION])
+        mail_headers.update(sending.headers)
+        return sending
 
     def _make_headers(
         self,

@@ -14,8 +14,10 @@ from ..connection import Received
 from ..enqueue import Producer
 from ..errors import BadInput, DecodeError, ResultTimeout, Unavailable
 from ..job import Message
+from ..logs import running_job
 from ..payload import R, document_in, encode_message, parse_result
 from ..topology import Family
+from ..tracing import NOT_SENT, TRACEPARENT, Sending, names
 from . import replies
 
 REPEAT_AFTER_S = 10.0  # the responder may have died; repeating the request with the same id is harmless
@@ -44,11 +46,12 @@ async def request_result(
     if message.aiq_documents:
         raise BadInput(f"a {message.aiq_kind} with documents cannot be a request: enqueue it, and await the result")
     total_s = family.reply_within_s if timeout_s is None else timeout_s
-    answer = await send_until_answered(
-        producer, family, tenant, request_headers, encode_message(message), job_id=job_id, same_id=f"unique={job_id!r}",
-        timeout_s=total_s,
-    )  # fmt: skip
-    result: R = replies.read_answer(answer.headers, answer.data)
+    with start_request(producer, family, tenant, request_headers, job_id):
+        answer = await send_until_answered(
+            producer, family, tenant, request_headers, encode_message(message), job_id=job_id,
+            same_id=f"unique={job_id!r}", timeout_s=total_s,
+        )  # fmt: skip
+        result: R = replies.read_answer(answer.headers, answer.data)
     if message.aiq_result is not Any:
         result = parse_result(type(message), result, job_id=job_id, secrets=answer.headers.get(headers.SECRET, ""))
     return result
@@ -122,6 +125,21 @@ async def send_until_answered(
         return answer
     body = await producer.documents.read_result_body(document, max(0.0, end - time.monotonic()))
     return replies.with_result(answer, body, job_id)
+
+
+def start_request(
+    producer: Producer, family: Family, tenant: str, request_headers: dict[str, str], job_id: str
+) -> Sending:
+    """Start the span of a request, and add the headers of its trace to those of the request."""
+    if producer.tracing is None or headers.find(request_headers, TRACEPARENT):
+        return NOT_SENT
+    sending = producer.tracing.start_send(
+        str(family.journal), tenant, job_id, operation=names.REQUEST, of=running_job.get()
+    )
+    if sending is None:
+        return NOT_SENT
+    request_headers.update(sending.headers)
+    return sending
 
 
 def find_bare_id(body: bytes, content_type: str) -> str:

@@ -52,7 +52,7 @@ class ChildrenResources:
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self.jobs = ChildJobs(client.connection, client.topology, client.key_lanes)
+        self.jobs = ChildJobs(client.connection, client.topology, client.key_lanes, client.tracing)
         self.stream = client.topology.checkpoints_stream.name
 
     async def is_parent_cancelled(self, job_headers: Mapping[str, str], tenant: str) -> bool:

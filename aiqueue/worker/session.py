@@ -38,6 +38,7 @@ from .runner import Runner
 from .settlement import Settlement
 from .stranded import StrandedSweeper
 from .timed import TimedWork
+from .traced_runner import runner_class
 from .unknown_kinds import UnknownKinds
 from .waiting import WaitingDeliveries
 from .watchdog import Watchdog
@@ -106,10 +107,9 @@ class Session:
         self._last_delivery_at: float | None = None  # monotonic seconds
         self._mean_handler_s: float | None = None
         self._slot_freed_at = 0.0  # when a slot last came free, monotonic seconds
-        self._awaited_results = AwaitedResults(options.slots)
+        self._awaited_results, self._draining, self._stack = AwaitedResults(options.slots), False, AsyncExitStack()
         self._returns = Returns(self.leases)
         self._waiting = WaitingDeliveries(self._returns, self.leases)
-        self._draining, self._stack = False, AsyncExitStack()
         self._holding = Holding(
             connection, self._families, options.handlers, options.name, self._running, self._waiting
         )
@@ -193,7 +193,7 @@ class Session:
             settlement = Settlement(
                 client.connection, client.dead, client.parking, parents, worker=options.name, quarantine=quarantine
             )
-            self.runner = Runner(
+            self.runner = runner_class(client)(
                 Claims(client.journal, client.parking),
                 WorkerResources(
                     client.journal,

@@ -40,7 +40,7 @@ from ..processes import Quarantine
 from .gathering import wait_key
 from .moving import move_job
 from .opening import OpenedJob
-from .rehearsal import SettledAttempt, current_rehearsal
+from .rehearsal import Noted, current_rehearsal, note_to
 from .replies import Replies, holds_documents
 from .results import ResultRefused, Results
 from .unknown_kinds import Hops, UnknownKinds
@@ -86,19 +86,19 @@ class Settlement:
         self._quarantine = quarantine
         self.results = Results(dead.documents)
         self._unknown_kinds = UnknownKinds(connection, parking)
-        self._rehearsal = current_rehearsal()
+        self._is_rehearsal = current_rehearsal() is not None
+        self.noted: Noted | None = note_to(current_rehearsal())
 
     def ack(self, delivery: Delivery, opened: OpenedJob) -> None:
         """Acknowledge a job whose result is stored."""
         self._replies.send_ack(delivery)
-        if self._rehearsal is not None:
-            self._note(delivery, opened, "done")
+        if self.noted is not None:
+            self.noted(delivery, opened, "done")
 
     def _note(self, delivery: Delivery, opened: OpenedJob, outcome: str, *rest: Any) -> None:
-        """Tell a test what became of a job."""
-        if self._rehearsal is not None:
-            who = opened.job_id, opened.kind, opened.family.name, delivery.tenant, opened.attempt
-            self._rehearsal(SettledAttempt(*who, outcome, *rest))
+        """Tell who wants to know what became of a job."""
+        if self.noted is not None:
+            self.noted(delivery, opened, outcome, *rest)
 
     def try_ack_now(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> bool:
         """Acknowledge a job that returned, if nothing has to be written or awaited for it. False: call `settle`.
@@ -115,8 +115,8 @@ class Settlement:
             self._connection.tell_frame(delivery.ack_frame())
         except Unavailable:
             return False
-        if self._rehearsal is not None:
-            self._note(delivery, opened, "done")
+        if self.noted is not None:
+            self.noted(delivery, opened, "done")
         return True
 
     async def settle(
@@ -266,7 +266,7 @@ class Settlement:
         if parks:
             await self._park_or_nak(delivery, opened, opened.attempt + 1, delay_s)
         else:
-            self._replies.nak(delivery, delay_s if self._rehearsal is None else 0.0)
+            self._replies.nak(delivery, 0.0 if self._is_rehearsal else delay_s)
         self._note(delivery, opened, "retry", "", error, delay_s)
 
     async def _settle_unknown(

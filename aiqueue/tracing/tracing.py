@@ -1,0 +1,379 @@
+"""The spans of one client, of its workers and its agents. What a sampled trace has, and nothing for any other job."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import threading
+import zlib
+from collections.abc import Mapping
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+from ..headers import find
+from . import names
+from .trace_context import TRACEPARENT, TRACESTATE, Parent, has_trace, is_sampled, read_parent, trace_headers
+
+log = logging.getLogger(__name__)
+
+_ALL: Final = 2**32  # of what zlib.crc32 returns
+_running: ContextVar[Tracing | None] = ContextVar("aiqueue tracing", default=None)
+
+
+class HasHeaders(Protocol):
+    """A job or a mail whose handler runs."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+
+def running_tracing() -> Tracing | None:
+    """Return what traces the attempt in which the code runs; None if it is not traced."""
+    return _running.get()
+
+
+class OpenSpan:
+    """A span that has begun. As a context manager it is the current span of what is within, and ends with that.
+
+    An Exception that leaves it makes it a failed span, with the class of the error. Its text is left out: it may repeat
+    what is secret in a message. Nothing here raises.
+    """
+
+    def __init__(self, tracing: Tracing, span: Any) -> None:
+        self._tracing = tracing
+        self._span = span
+        self._token: Token[Any] | None = None
+        self._has_failed = False
+
+    @property
+    def is_recording(self) -> bool:
+        return bool(self._span.is_recording())
+
+    def set(self, name: str, value: Any) -> None:
+        """Set an attribute. None is left out."""
+        if value is not None:
+            self._tracing.guard(self._span.set_attribute, name, value)
+
+    def rename(self, name: str) -> None:
+        """Give it another name."""
+        self._tracing.guard(self._span.update_name, name)
+
+    def fail(self, error_type: str, text: str = "") -> None:
+        """Note that what the span is of has failed. `text`: without secrets."""
+        self._has_failed = True
+        self.set(names.ERROR_TYPE, error_type)
+        self._tracing.guard(self._tracing.set_failed, self._span, text)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End the span, which has failed if there is an error."""
+        if isinstance(error, Exception) and not self._has_failed:
+            self.fail(type(error).__name__)
+        self._tracing.guard(self._span.end)
+
+    def make_current(self) -> None:
+        """Make it the current span of this context, and have what runs here be traced."""
+        self._tracing.guard(self._attach)
+
+    def _attach(self) -> None:
+        self._token = self._tracing.attach(self._span)
+        if self.is_recording:
+            _running.set(self._tracing)
+
+    def __enter__(self) -> Self:
+        self.make_current()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._token is not None:
+            self._tracing.guard(self._tracing.detach, self._token)
+        self.end(error)
+
+
+class NotTraced:
+    """In place of an OpenSpan where nothing is traced."""
+
+    def set(self, name: str, value: Any) -> None: ...
+
+    def fail(self, error_type: str, text: str = "") -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+NOT_TRACED: Final = NotTraced()
+
+
+class Sending:
+    """A message that is about to be sent. `headers`: what it has to carry. It has no span if its trace is not sampled.
+
+    As a context manager it ends with the block, which stores the message.
+    """
+
+    def __init__(self, headers: dict[str, str], span: OpenSpan | None) -> None:
+        self.headers = headers
+        self.span = span
+
+    def add_to(self, block: bytes) -> bytes:
+        """Return an encoded header block with the headers at its end."""
+        if not self.headers:
+            return block
+        lines = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
+        return block[:-2] + lines.encode() + block[-2:]
+
+    def add_unless_given(self, block: bytes) -> bytes:
+        """As `add_to`. A block that has a `traceparent` stays as it is."""
+        return block if has_trace(block) else self.add_to(block)
+
+    def set(self, name: str, value: Any) -> None:
+        """Set an attribute of the span, if there is one."""
+        if self.span is not None:
+            self.span.set(name, value)
+
+    def name(self, destination: str, tenant: str) -> None:
+        """Name the destination, which was not known when the span was started."""
+        if self.span is not None:
+            self.span.rename(f"{names.SEND} {destination}")
+            self.span.set(names.DESTINATION, destination)
+            self.span.set(names.TENANT, tenant)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The message is stored, or there is the error because of which it is not."""
+        if self.span is not None:
+            self.span.end(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end(error)
+
+
+NOT_SENT: Final = Sending({}, None)  # what a message is sent with that is part of no trace
+
+
+class Tracing:
+    """Starts spans by one provider of tracers. `ratio`: of messages that are part of no trace, how many begin one.
+
+    Such a message is chosen by its id: client and worker decide the same, and so do all attempts.
+    """
+
+    def __init__(self, provider: Any, ratio: float, version: str) -> None:
+        self._trace = importlib.import_module("opentelemetry.trace")
+        self._context = importlib.import_module("opentelemetry.context")
+        self._tracer = provider.get_tracer(names.SCOPE, version, schema_url=names.SCHEMA_URL)
+        self._ids = _MadeIds.of(self._tracer)
+        self._has_failed = False
+        self.roots_below = int(ratio * _ALL)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the provider records nothing whatever it is asked, as with OTEL_SDK_DISABLED."""
+        return isinstance(self._tracer, self._trace.NoOpTracer)
+
+    def begins_trace(self, message_id: str) -> bool:
+        """Return whether a message that is part of no trace begins one."""
+        return zlib.crc32(message_id.encode(errors="replace")) < self.roots_below
+
+    # -- sending
+
+    def start_send(
+        self,
+        destination: str,
+        tenant: str,
+        message_id: str = "",
+        *,
+        operation: str = names.SEND,
+        of: HasHeaders | None = None,
+        block: bytes = b"",
+        may_begin: bool = True,
+    ) -> Sending | None:
+        """Start the span of a message that is sent to a destination. None: it is part of no trace, and gets no header.
+
+        1. There is a current span: the message continues its trace. If that is not sampled, it only says so.
+        2. The code runs in the handler of a job or mail (`of`) whose trace is not sampled: the same.
+        3. Otherwise the message begins a trace if its id is chosen, and `may_begin`.
+
+        `block`: its encoded headers. The caller's own `traceparent` stays, and there is no span.
+        """
+        try:
+            current = self._trace.get_current_span().get_span_context()
+            if current.is_valid:
+                if has_trace(block):
+                    return None
+                if not current.trace_flags & 1:
+                    return Sending(self._headers_of(current), None)
+            elif of is not None and (passed := _passed_on(of.headers)):
+                return None if has_trace(block) else Sending(passed, None)
+            elif not may_begin or not self.begins_trace(message_id) or has_trace(block):
+                return None
+            kind = self._trace.SpanKind.CLIENT if operation == names.REQUEST else self._trace.SpanKind.PRODUCER
+            attributes = _messaging(operation, names.SEND, destination, tenant)
+            if message_id:
+                attributes[names.MESSAGE_ID] = message_id
+            span = self._tracer.start_span(f"{operation} {destination}".strip(), kind=kind, attributes=attributes)
+            return Sending(self._headers_of(span.get_span_context()), OpenSpan(self, span))
+        except Exception as error:  # noqa: BLE001  (the provider is not ours, and no message is refused because of it)
+            self._log_fault(error)
+            return None
+
+    def start_many(self, of: HasHeaders | None) -> Sending | None:
+        """Start the span of a call that sends many messages; see `Sending.name`. None: there is no trace to continue."""
+        return self.start_send("", "", operation=names.SEND, of=of, may_begin=False)
+
+    # -- processing
+
+    def start_process(
+        self,
+        destination: str,
+        tenant: str,
+        *,
+        parent: Parent | None,
+        tracestate: str = "",
+        run: str = "",
+        attributes: Mapping[str, Any] | None = None,
+    ) -> OpenSpan | None:
+        """Start the span of one attempt. `parent`: where the message was sent; None: the attempt begins the trace.
+
+        All attempts of a `run` that begin it are of one trace. None: the provider has failed.
+        """
+        try:
+            context, trace_id = self._context.Context(), 0
+            if parent is not None:
+                context = self._trace.set_span_in_context(self._remote(parent, tracestate), context)
+            elif run:
+                trace_id = int.from_bytes(hashlib.blake2b(f"{tenant} {run}".encode(), digest_size=16).digest())
+            with self._ids.using(trace_id):
+                span = self._tracer.start_span(
+                    f"{names.PROCESS} {destination}", context=context, kind=self._trace.SpanKind.CONSUMER,
+                    attributes={**_messaging(names.PROCESS, names.PROCESS, destination, tenant), **(attributes or {})},
+                )  # fmt: skip
+            return OpenSpan(self, span)
+        except Exception as error:  # noqa: BLE001  (as above)
+            self._log_fault(error)
+            return None
+
+    def _remote(self, parent: Parent, tracestate: str) -> Any:
+        api = self._trace
+        state = api.TraceState.from_header([tracestate]) if tracestate else None
+        flags = api.TraceFlags(parent.flags)
+        context = api.SpanContext(parent.trace_id, parent.span_id, is_remote=True, trace_flags=flags, trace_state=state)
+        return api.NonRecordingSpan(context)
+
+    # -- within a traced attempt
+
+    def start(
+        self, name: str, attributes: Mapping[str, Any] | None = None, *, is_call: bool = False
+    ) -> OpenSpan | None:
+        """Start a span below the current one. `is_call`: of another service. None: the provider has failed."""
+        kind = self._trace.SpanKind.CLIENT if is_call else self._trace.SpanKind.INTERNAL
+        try:
+            return OpenSpan(self, self._tracer.start_span(name, kind=kind, attributes=dict(attributes or {})))
+        except Exception as error:  # noqa: BLE001  (as above)
+            self._log_fault(error)
+            return None
+
+    # -- the provider
+
+    def _headers_of(self, context: Any) -> dict[str, str]:
+        state = context.trace_state.to_header() if context.trace_state else ""
+        return trace_headers(Parent(context.trace_id, context.span_id, int(context.trace_flags)), state)
+
+    def attach(self, span: Any) -> Token[Any]:
+        """Make a span the current one. Returns what `detach` needs."""
+        token: Token[Any] = self._context.attach(self._trace.set_span_in_context(span))
+        return token
+
+    def detach(self, token: Token[Any]) -> None:
+        """Make current again what was before `attach`."""
+        self._context.detach(token)
+
+    def set_failed(self, span: Any, text: str) -> None:
+        """Set the status of a span to an error."""
+        span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, text or None))
+
+    def guard(self, call: Any, *args: Any) -> None:
+        """Call the provider, and log what it raises."""
+        try:
+            call(*args)
+        except Exception as error:  # noqa: BLE001  (the provider is not ours, and no job fails because of it)
+            self._log_fault(error)
+
+    def _log_fault(self, error: Exception) -> None:
+        if not self._has_failed:
+            log.warning("the provider of tracers has failed, so that spans are missing", exc_info=error)
+        self._has_failed = True
+
+
+def span(name: str, attributes: Mapping[str, Any] | None = None, *, is_call: bool = False) -> OpenSpan | NotTraced:
+    """Return a span below the current one, to be entered, within an attempt that is traced. Elsewhere nothing."""
+    tracing = _running.get()
+    if tracing is None:
+        return NOT_TRACED
+    return tracing.start(name, attributes, is_call=is_call) or NOT_TRACED
+
+
+def _messaging(operation: str, kind: str, destination: str, tenant: str) -> dict[str, Any]:
+    fields = {names.SYSTEM: names.NATS, names.OPERATION: operation, names.OPERATION_TYPE: kind}
+    if destination:
+        fields |= {names.DESTINATION: destination, names.TENANT: tenant}
+    return fields
+
+
+def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of a trace that is not sampled, to be passed on; {} without one."""
+    traceparent = find(headers, TRACEPARENT)
+    if not traceparent or is_sampled(traceparent) or (parent := read_parent(traceparent)) is None:
+        return {}
+    return trace_headers(parent, find(headers, TRACESTATE) or "")
+
+
+class _MadeIds:
+    """The generator of ids of one tracer of the SDK, by which a new trace can get an id that was made elsewhere."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+        self._local = threading.local()
+
+    @classmethod
+    def of(cls, tracer: Any) -> _MadeIds:
+        """Return the generator, in place of that of the tracer. Where a tracer has none, ids stay its own."""
+        generator = getattr(tracer, "id_generator", None)
+        if isinstance(generator, _MadeIds):  # the provider has given the tracer of another client
+            return generator
+        made = cls(generator)
+        if generator is not None:
+            tracer.id_generator = made
+        return made
+
+    def using(self, trace_id: int) -> _UsedId:
+        """Return a context manager within which a new trace of this thread has this id. 0: any."""
+        return _UsedId(self._local, trace_id)
+
+    def generate_trace_id(self) -> int:
+        return getattr(self._local, "trace_id", 0) or int(self._generator.generate_trace_id())
+
+    def generate_span_id(self) -> int:
+        return int(self._generator.generate_span_id())
+
+    def is_trace_id_random(self) -> bool:
+        is_random = getattr(self._generator, "is_trace_id_random", None)
+        return is_random is not None and bool(is_random())
+
+
+class _UsedId:
+    def __init__(self, local: threading.local, trace_id: int) -> None:
+        self._local, self._trace_id = local, trace_id
+
+    def __enter__(self) -> None:
+        self._local.trace_id = self._trace_id
+
+    def __exit__(self, *_: object) -> None:
+        self._local.trace_id = 0

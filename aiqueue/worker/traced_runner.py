@@ -1,0 +1,167 @@
+"""A runner whose attempts have spans, for workers of a client that is traced. Other workers have a plain `Runner`.
+
+Whether an attempt is traced is decided where the coroutine of its task is made, before anything of OpenTelemetry is
+called: by the flags of its job's `traceparent`, and without one by the job's id. An attempt that is not traced pays for
+that look alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from .. import headers
+from ..attempt import Handler, Handlers, Outcome
+from ..client import Client
+from ..lanes import Delivery
+from ..tracing import TRACEPARENT, OpenSpan, Parent, Tracing, is_sampled, names, read_parent, running_tracing, span
+from .context import JobContext
+from .opening import OpenedJob
+from .rehearsal import Noted
+from .runner import Runner
+from .settlement import Settlement
+
+_IN_BLOCK: Final = b"\r\ntraceparent: "
+_FLAGS_AT: Final = len(_IN_BLOCK) + 54  # the last digit of the flags, whose lowest bit is "sampled"
+_IS_SET: Final = frozenset(b"13579bdf")
+_ERROR_CLASS = re.compile(r"([A-Za-z_][A-Za-z0-9_.]{0,127})(?=: |\Z)")
+_FAILED: Final = frozenset({"retry", "failed"})
+
+
+def runner_class(client: Client) -> type[Runner]:
+    """Return the class of the runner for a worker of this client."""
+    return Runner if client.tracing is None else TracedRunner
+
+
+class TracedRunner(Runner):
+    """See the module."""
+
+    def __init__(self, claims: Any, resources: Any, settlement: Settlement, **options: Any) -> None:
+        self._clock = claims.journal.connection.clock
+        self._tracing: Tracing = resources.children.client.tracing
+        self._open: dict[Delivery, OpenSpan] = {}
+        self._ended_untraced: Callable[[Delivery, float], None] = options.pop("ended")
+        handlers = Handlers({key: _with_own_span(each) for key, each in options.pop("handlers").items()})
+        super().__init__(claims, resources, settlement, handlers=handlers, ended=self._on_ended, **options)
+        self._noted_untraced: Noted | None = settlement.noted
+        settlement.noted = self._note
+        self._roots_below = self._tracing.roots_below
+
+    def run_delivery(self, delivery: Delivery) -> Coroutine[Any, Any, None]:
+        """See `Runner.run_delivery`."""
+        plain = delivery.plain
+        if plain is None:
+            if not self._is_traced(delivery):
+                return super().run_delivery(delivery)
+        else:
+            block = delivery.message.block or b""
+            at = block.rfind(_IN_BLOCK)
+            if at < 0:
+                if zlib.crc32(plain[1].encode()) >= self._roots_below:  # as `Tracing.begins_trace`
+                    return super().run_delivery(delivery)
+            elif block[at + _FLAGS_AT] not in _IS_SET:
+                return super().run_delivery(delivery)
+        return self._run_traced(delivery)
+
+    def _is_traced(self, delivery: Delivery) -> bool:
+        """Return whether the attempt at a job that is not plain is traced."""
+        traceparent = headers.find(delivery.message.headers, TRACEPARENT)
+        if traceparent is not None and read_parent(traceparent) is not None:
+            return is_sampled(traceparent)
+        return self._tracing.begins_trace(_key_of(delivery))
+
+    async def _run_traced(self, delivery: Delivery) -> None:
+        fields = delivery.message.headers
+        parent: Parent | None = read_parent(headers.find(fields, TRACEPARENT) or "")
+        lane, queued_s = delivery.own_lane, max(0.0, self._clock.now() - delivery.stored_at)
+        opened = self._tracing.start_process(
+            names.destination(lane.family),
+            lane.tenant,
+            parent=parent,
+            tracestate=headers.find(fields, "tracestate") or "",
+            run=f"{lane.family} {_key_of(delivery)} {delivery.run}",
+            attributes={names.PRIORITY: lane.priority, names.QUEUED_S: round(queued_s, 6)},
+        )
+        if opened is not None:
+            opened.make_current()
+            if opened.is_recording:
+                self._open[delivery] = opened
+        await super().run_delivery(delivery)
+
+    def _finish_delivery(
+        self,
+        delivery: Delivery,
+        opened: OpenedJob | None,
+        context: JobContext | None,
+        outcome: Outcome | BaseException,
+        started_at: float,
+    ) -> Coroutine[Any, Any, None]:
+        """See `Runner._finish_delivery`. What becomes of the job may replace what is noted here."""
+        if (found := self._open.get(delivery)) is not None:
+            found.set(names.OUTCOME, type(outcome).__name__.lower())
+            if opened is not None:
+                _set_job(found, opened)
+        return super()._finish_delivery(delivery, opened, context, outcome, started_at)
+
+    def _note(
+        self, delivery: Delivery, opened: OpenedJob, outcome: str, reason: str = "", error: str = "",
+        delay_s: float | None = None, /,
+    ) -> None:  # fmt: skip
+        """Note what became of a job in the span of its attempt, if it has one."""
+        if self._noted_untraced is not None:
+            self._noted_untraced(delivery, opened, outcome, reason, error, delay_s)
+        if (found := self._open.get(delivery)) is None:
+            return
+        _set_job(found, opened)
+        found.set(names.OUTCOME, outcome)
+        found.set(names.RETRY_DELAY_S, delay_s)
+        if reason:
+            found.set(names.REASON, reason)
+        if outcome in _FAILED:
+            named = _ERROR_CLASS.match(error)
+            found.fail(named[1] if named is not None else reason or outcome, error)
+
+    def _on_ended(self, delivery: Delivery, started_at: float) -> None:
+        if self._open and (found := self._open.pop(delivery, None)) is not None:
+            found.end()
+        self._ended_untraced(delivery, started_at)
+
+
+def _set_job(found: OpenSpan, opened: OpenedJob) -> None:
+    found.set(names.MESSAGE_ID, opened.job_id)
+    found.set(names.KIND, opened.kind)
+    found.set(names.ATTEMPT, opened.attempt)
+
+
+def _key_of(delivery: Delivery) -> str:
+    """Return the id of a job, as its headers alone state it; else what names its run."""
+    if delivery.plain is not None:
+        return delivery.plain[1]
+    return delivery.message.headers.get(headers.JOB_ID) or str(delivery.run)
+
+
+def _with_own_span(handler: Handler) -> Handler:
+    """Return a handler whose calls have a span of their own if their attempt is traced, where the guide names one."""
+    name = names.HANDLERS.get(handler.key[0])
+    if name is None:
+        return handler
+    inner = handler.call
+
+    async def call(job: Any) -> Any:
+        if running_tracing() is None:
+            return await inner(job)
+        with span(name):
+            return await inner(job)
+
+    def call_in_thread(job: Any) -> Any:
+        if running_tracing() is None:
+            return inner(job)
+        with span(name):
+            return inner(job)
+
+    traced = dataclasses.replace(handler)
+    object.__setattr__(traced, "call", call if handler.is_async else call_in_thread)
+    return traced

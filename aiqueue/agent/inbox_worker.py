@@ -124,7 +124,8 @@ class InboxWorker:
         """Send a mail and wait for its reply; see `Agent.request`."""
         if not self.active:
             raise Unavailable(f"agent {self.spec.name} stands by: another process serves its inbox and gets replies")
-        return await self._reply_waiter.request(message, to, model, conversation, timeout)
+        with self.inboxes.start_request(self.spec.tenant):
+            return await self._reply_waiter.request(message, to, model, conversation, timeout)
 
     def _is_window_full(self) -> bool:
         """Whether the server may deliver no more mail. An agent that drains does not hold what is delivered to it."""

@@ -297,6 +297,16 @@ class Inboxes:
         stored = await self.connection.first(self.family.stream, subjects.inbox_filter(self.family.name, tenant, agent))
         return stored.time if stored is not None else None
 
+    def start_request(self, tenant: str) -> Sending:
+        """Start the span of a mail and the wait for its reply, to be entered. It is the current one within."""
+        if self.tracing is None:
+            return NOT_SENT
+        destination = names.destination(self.family.name)
+        found = self.tracing.start_send(
+            destination, tenant, operation=names.REQUEST, of=running_job.get(), may_begin=False
+        )
+        return NOT_SENT if found is None else found.with_current_span()
+
     def _start_send(self, tenant: str, mail_id: str, mail_headers: dict[str, str]) -> Sending:
         """Start the span of a mail that is sent, and add the headers of its trace to those of the mail."""
         if self.tracing is None or headers.find(mail_headers, TRACEPARENT):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import AIQueueError, Stale
 from ..job import Job, Reject, Retry
+from ..tracing import names, span
 from ..units import Backoff
 from .answering import Answerer
 from .failures import ATTEMPTS, RETRY, counting_failures, is_waited_for
@@ -94,7 +95,8 @@ class Queries:
         started = time.monotonic()
         passages = await self._keep_passages(job)
         took_s = time.monotonic() - started
-        found = await self.answerer.answer(job, passages)
+        with span(names.RESPONSE):
+            found = await self.answerer.answer(job, passages)
         return {**self._result(job, passages, took_s), **found}
 
     async def _keep_passages(self, job: Job[RagQuery]) -> list[Passage]:
@@ -132,8 +134,12 @@ class Queries:
         k = max(message.k, self._config.answers.passages) if message.answer else message.k
         vector = None
         if message.mode != "keyword":
-            vector = (await self._embedder.embed([message.query], tenant=job.tenant, urgent=True))[0]
-        return await self._store.search(job.tenant, message.query, vector, k, where=message.where, mode=message.mode)
+            with span(names.EMBED):
+                vector = (await self._embedder.embed([message.query], tenant=job.tenant, urgent=True))[0]
+        with span(names.VECTOR_SEARCH):
+            return await self._store.search(
+                job.tenant, message.query, vector, k, where=message.where, mode=message.mode
+            )
 
     def _result(self, job: Job[RagQuery], passages: Sequence[Passage], took_s: float) -> dict[str, Any]:
         message = job.message

@@ -45,6 +45,7 @@ class OpenSpan:
         self._tracing = tracing
         self._span = span
         self._token: Token[Any] | None = None
+        self._was_running: Token[Tracing | None] | None = None
         self._has_failed = False
 
     @property
@@ -79,7 +80,7 @@ class OpenSpan:
     def _attach(self) -> None:
         self._token = self._tracing.attach(self._span)
         if self.is_recording:
-            _running.set(self._tracing)
+            self._was_running = _running.set(self._tracing)
 
     def __enter__(self) -> Self:
         self.make_current()
@@ -90,6 +91,8 @@ class OpenSpan:
     ) -> None:
         if self._token is not None:
             self._tracing.guard(self._tracing.detach, self._token)
+        if self._was_running is not None:
+            _running.reset(self._was_running)
         self.end(error)
 
 
@@ -118,6 +121,12 @@ class Sending:
     def __init__(self, headers: dict[str, str], span: OpenSpan | None) -> None:
         self.headers = headers
         self.span = span
+        self._is_current = False
+
+    def with_current_span(self) -> Self:
+        """Have its span be the current one in its block."""
+        self._is_current = True
+        return self
 
     def add_to(self, block: bytes) -> bytes:
         """Return an encoded header block with the headers at its end."""
@@ -148,12 +157,17 @@ class Sending:
             self.span.end(error)
 
     def __enter__(self) -> Self:
+        if self._is_current and self.span is not None:
+            self.span.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end(error)
+        if self._is_current and self.span is not None:
+            self.span.__exit__(kind, error, trace)
+        else:
+            self.end(error)
 
 
 NOT_SENT: Final = Sending({}, None)  # what a message is sent with that is part of no trace

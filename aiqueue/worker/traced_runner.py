@@ -27,7 +27,7 @@ from .settlement import Settlement
 _IN_BLOCK: Final = b"\r\ntraceparent: "
 _FLAGS_AT: Final = len(_IN_BLOCK) + 54  # the last digit of the flags, whose lowest bit is "sampled"
 _IS_SET: Final = frozenset(b"13579bdf")
-_ERROR_CLASS = re.compile(r"([A-Za-z_][A-Za-z0-9_.]{0,127})(?=: |\Z)")
+_ERROR_CLASS = re.compile(r"((?:[a-z_][A-Za-z0-9_]*\.){0,8}[A-Z][A-Za-z0-9_]{0,127})(?=: |\Z)")  # as `error_line` begins
 _FAILED: Final = frozenset({"retry", "failed"})
 
 

@@ -55,7 +55,7 @@ async def test_retries_parking_steps_and_children_are_of_the_trace_of_the_enqueu
     async with recorder.connect(account) as traced, worker.running(traced):
         handle = await traced.enqueue(Page(), tenant="acme", delay="1ms")
         assert await handle.result(timeout=20) == 1
-        await recorder.ended(10)
+        await recorder.ended(11)
     assert len(trace_ids(recorder)) == 1
     assert recorder.tree(("aiqueue.attempt", "aiqueue.outcome", "aiqueue.step", "aiqueue.child")) == "\n".join(
         [

@@ -20,7 +20,6 @@ import aiqueue
 
 from .common import Noop, empty, message, raw_client, raw_job
 
-
 WITHIN_S = 600.0  # of one drain: whatever else the machine does may hold it up
 LIMIT_US = 2.0  # of 1 % above off
 SIDES: dict[str, tuple[float | None, bool]] = {  # the ratio (None: no provider), and whether jobs have headers

@@ -46,6 +46,7 @@ class OpenSpan:
         self._span = span
         self._token: Token[Any] | None = None
         self._was_running: Token[Tracing | None] | None = None
+        self._late: dict[str, Any] = {}
         self._has_failed = False
 
     @property
@@ -53,9 +54,9 @@ class OpenSpan:
         return bool(self._span.is_recording())
 
     def set(self, name: str, value: Any) -> None:
-        """Set an attribute. None is left out."""
+        """Set an attribute, at the span's end. None is left out."""
         if value is not None:
-            self._tracing.guard(self._span.set_attribute, name, value)
+            self._late[name] = value
 
     def rename(self, name: str) -> None:
         """Give it another name."""
@@ -71,6 +72,8 @@ class OpenSpan:
         """End the span, which has failed if there is an error."""
         if isinstance(error, Exception) and not self._has_failed:
             self.fail(type(error).__name__)
+        if self._late:
+            self._tracing.guard(self._span.set_attributes, self._late)
         self._tracing.guard(self._span.end)
 
     def make_current(self) -> None:
@@ -239,7 +242,7 @@ class Tracing:
             return None
 
     def start_many(self, of: HasHeaders | None) -> Sending | None:
-        """Start the span of a call that sends many messages; see `Sending.name`. None: there is no trace to continue."""
+        """Start the span of a call that sends many messages; see `Sending.name`. None: they continue no trace."""
         return self.start_send("", "", operation=names.SEND, of=of, may_begin=False)
 
     # -- processing

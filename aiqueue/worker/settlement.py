@@ -86,8 +86,8 @@ class Settlement:
         self._quarantine = quarantine
         self.results = Results(dead.documents)
         self._unknown_kinds = UnknownKinds(connection, parking)
-        self._is_rehearsal = current_rehearsal() is not None
-        self.noted: Noted | None = note_to(current_rehearsal())
+        self.noted, self._is_rehearsal = note_to(current_rehearsal()), current_rehearsal() is not None
+        self.traced: Noted | None = None  # is told of all outcomes but those of the short ways
 
     def ack(self, delivery: Delivery, opened: OpenedJob) -> None:
         """Acknowledge a job whose result is stored."""
@@ -97,8 +97,9 @@ class Settlement:
 
     def _note(self, delivery: Delivery, opened: OpenedJob, outcome: str, *rest: Any) -> None:
         """Tell who wants to know what became of a job."""
-        if self.noted is not None:
-            self.noted(delivery, opened, outcome, *rest)
+        for each in (self.noted, self.traced):
+            if each is not None:
+                each(delivery, opened, outcome, *rest)
 
     def try_ack_now(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> bool:
         """Acknowledge a job that returned, if nothing has to be written or awaited for it. False: call `settle`.

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
+from zlib import crc32
 
 from .. import headers
-from ..attempt import Handler, Handlers, Outcome
+from ..attempt import Handler, Outcome, Returned
 from ..client import Client
 from ..lanes import Delivery
-from ..tracing import TRACEPARENT, OpenSpan, Parent, Tracing, is_sampled, names, read_parent, running_tracing, span
+from ..tracing import TRACEPARENT, OpenSpan, Parent, Tracing, is_sampled, names, read_parent, span
 from .context import JobContext
 from .opening import OpenedJob
-from .rehearsal import Noted
 from .runner import Runner
 from .settlement import Settlement
 
 _IN_BLOCK: Final = b"\r\ntraceparent: "
 _FLAGS_AT: Final = len(_IN_BLOCK) + 54  # the last digit of the flags, whose lowest bit is "sampled"
 _IS_SET: Final = frozenset(b"13579bdf")
-_ERROR_CLASS = re.compile(r"((?:[a-z_][A-Za-z0-9_]*\.){0,8}[A-Z][A-Za-z0-9_]{0,127})(?=: |\Z)")  # as `error_line` begins
+_ERROR_CLASS = re.compile(
+    r"((?:[a-z_][A-Za-z0-9_]*\.){0,8}[A-Z][A-Za-z0-9_]{0,127})(?=: |\Z)"
+)  # as `error_line` begins
 _FAILED: Final = frozenset({"retry", "failed"})
 
 
@@ -37,17 +38,17 @@ def runner_class(client: Client) -> type[Runner]:
 
 
 class TracedRunner(Runner):
-    """See the module."""
+    """See the module. `_open`: the spans of the deliveries that run and are traced."""
 
     def __init__(self, claims: Any, resources: Any, settlement: Settlement, **options: Any) -> None:
         self._clock = claims.journal.connection.clock
         self._tracing: Tracing = resources.children.client.tracing
         self._open: dict[Delivery, OpenSpan] = {}
-        self._ended_untraced: Callable[[Delivery, float], None] = options.pop("ended")
-        handlers = Handlers({key: _with_own_span(each) for key, each in options.pop("handlers").items()})
-        super().__init__(claims, resources, settlement, handlers=handlers, ended=self._on_ended, **options)
-        self._noted_untraced: Noted | None = settlement.noted
-        settlement.noted = self._note
+        self._end_untraced: Callable[[Delivery, float], None] = options.pop("ended")
+        self._traced_handlers = {each: _with_own_span(each) for each in options["handlers"].values()}
+        super().__init__(claims, resources, settlement, ended=self._on_ended, **options)
+        self._run_untraced = super().run_delivery
+        settlement.traced = self._note
         self._roots_below = self._tracing.roots_below
 
     def run_delivery(self, delivery: Delivery) -> Coroutine[Any, Any, None]:
@@ -55,15 +56,15 @@ class TracedRunner(Runner):
         plain = delivery.plain
         if plain is None:
             if not self._is_traced(delivery):
-                return super().run_delivery(delivery)
+                return self._run_untraced(delivery)
         else:
             block = delivery.message.block or b""
             at = block.rfind(_IN_BLOCK)
             if at < 0:
-                if zlib.crc32(plain[1].encode()) >= self._roots_below:  # as `Tracing.begins_trace`
-                    return super().run_delivery(delivery)
+                if crc32(plain[1].encode()) >= self._roots_below:  # as `Tracing.begins_trace`
+                    return self._run_untraced(delivery)
             elif block[at + _FLAGS_AT] not in _IS_SET:
-                return super().run_delivery(delivery)
+                return self._run_untraced(delivery)
         return self._run_traced(delivery)
 
     def _is_traced(self, delivery: Delivery) -> bool:
@@ -83,13 +84,32 @@ class TracedRunner(Runner):
             parent=parent,
             tracestate=headers.find(fields, "tracestate") or "",
             run=f"{lane.family} {_key_of(delivery)} {delivery.run}",
-            attributes={names.PRIORITY: lane.priority, names.QUEUED_S: round(queued_s, 6)},
+            attributes={
+                names.PRIORITY: lane.priority,
+                names.QUEUED_S: round(queued_s, 6),
+                names.OUTCOME: "done",  # unless something else becomes of the job
+            },
         )
         if opened is not None:
             opened.make_current()
             if opened.is_recording:
                 self._open[delivery] = opened
-        await super().run_delivery(delivery)
+        await self._run_untraced(delivery)
+
+    def _run_plain(self, delivery: Delivery, opened: OpenedJob, handler: Handler) -> Coroutine[Any, Any, None]:
+        """See `Runner._run_plain`."""
+        if self._open and (found := self._open.get(delivery)) is not None:
+            _set_job(found, opened)
+            handler = self._traced_handlers[handler]
+        return super()._run_plain(delivery, opened, handler)
+
+    def _call_handler(
+        self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext
+    ) -> Coroutine[Any, Any, Outcome]:
+        """See `Runner._call_handler`."""
+        if handler is not None and not handler.process and delivery in self._open:
+            handler = self._traced_handlers.get(handler, handler)
+        return super()._call_handler(delivery, opened, handler, context)
 
     def _finish_delivery(
         self,
@@ -101,7 +121,8 @@ class TracedRunner(Runner):
     ) -> Coroutine[Any, Any, None]:
         """See `Runner._finish_delivery`. What becomes of the job may replace what is noted here."""
         if (found := self._open.get(delivery)) is not None:
-            found.set(names.OUTCOME, type(outcome).__name__.lower())
+            if type(outcome) is not Returned:
+                found.set(names.OUTCOME, type(outcome).__name__.lower())
             if opened is not None:
                 _set_job(found, opened)
         return super()._finish_delivery(delivery, opened, context, outcome, started_at)
@@ -111,15 +132,11 @@ class TracedRunner(Runner):
         delay_s: float | None = None, /,
     ) -> None:  # fmt: skip
         """Note what became of a job in the span of its attempt, if it has one."""
-        if self._noted_untraced is not None:
-            self._noted_untraced(delivery, opened, outcome, reason, error, delay_s)
         if (found := self._open.get(delivery)) is None:
             return
-        _set_job(found, opened)
         found.set(names.OUTCOME, outcome)
         found.set(names.RETRY_DELAY_S, delay_s)
-        if reason:
-            found.set(names.REASON, reason)
+        found.set(names.REASON, reason or None)
         if outcome in _FAILED:
             named = _ERROR_CLASS.match(error)
             found.fail(named[1] if named is not None else reason or outcome, error)
@@ -127,7 +144,7 @@ class TracedRunner(Runner):
     def _on_ended(self, delivery: Delivery, started_at: float) -> None:
         if self._open and (found := self._open.pop(delivery, None)) is not None:
             found.end()
-        self._ended_untraced(delivery, started_at)
+        self._end_untraced(delivery, started_at)
 
 
 def _set_job(found: OpenSpan, opened: OpenedJob) -> None:
@@ -144,21 +161,17 @@ def _key_of(delivery: Delivery) -> str:
 
 
 def _with_own_span(handler: Handler) -> Handler:
-    """Return a handler whose calls have a span of their own if their attempt is traced, where the guide names one."""
+    """Return a handler whose calls have a span of their own, where the guide names one."""
     name = names.HANDLERS.get(handler.key[0])
     if name is None:
         return handler
     inner = handler.call
 
     async def call(job: Any) -> Any:
-        if running_tracing() is None:
-            return await inner(job)
         with span(name):
             return await inner(job)
 
     def call_in_thread(job: Any) -> Any:
-        if running_tracing() is None:
-            return inner(job)
         with span(name):
             return inner(job)
 

@@ -29,13 +29,11 @@ async def test_the_trace_of_a_plain_publisher_continues(client: aiqueue.Client, 
         assert await handle_of.result(timeout=20) == "vendor=1"
         await recorder.ended(4)
     assert trace_ids(recorder) == {TRACE_ID}
-    assert recorder.tree() == "\n".join(
-        [
-            "process ai.agent.tasks CONSUMER ERROR",
-            "  agent.task.execute INTERNAL ERROR",
-            "process ai.agent.tasks CONSUMER",
-            "  agent.task.execute INTERNAL",
-        ]
-    )
+    assert recorder.tree() == [
+        "process ai.agent.tasks CONSUMER ERROR",
+        "  agent.task.execute INTERNAL ERROR",
+        "process ai.agent.tasks CONSUMER",
+        "  agent.task.execute INTERNAL",
+    ]
     parents = {each.parent.span_id for each in recorder.spans if each.parent and each.name.startswith("process")}
     assert parents == {PARENT_ID}

@@ -57,8 +57,8 @@ class Recorder:
         assert len(self.spans) == count, self.names
         return self.spans
 
-    def tree(self, shown: Collection[str] = ()) -> str:
-        """All spans, one a line, indented below their parents, with the attributes that are to be `shown`."""
+    def tree(self, shown: Collection[str] = ()) -> list[str]:
+        """All spans, a line each, indented below their parents, with the attributes that are to be `shown`."""
         known = {each.context.span_id for each in self.spans if each.context}
         lines: list[str] = []
 
@@ -66,13 +66,15 @@ class Recorder:
             for each in self.spans:
                 above = each.parent.span_id if each.parent and each.parent.span_id in known else None
                 if above == parent and each.context is not None:
-                    values = [f"{name}={(each.attributes or {})[name]}" for name in shown if name in (each.attributes or {})]
+                    values = [
+                        f"{name}={(each.attributes or {})[name]}" for name in shown if name in (each.attributes or {})
+                    ]
                     status = [] if each.status.is_ok or each.status.is_unset else ["ERROR"]
                     lines.append(" ".join(["  " * depth + each.name, each.kind.name, *values, *status]))
                     add(each.context.span_id, depth + 1)
 
         add(None, 0)
-        return "\n".join(lines)
+        return lines
 
     def connect(self, account: Account, **options: Any) -> aiqueue.Client:
         """A client whose spans are recorded. Everything that begins a trace is traced."""

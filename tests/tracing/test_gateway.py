@@ -60,29 +60,27 @@ async def test_a_request_with_a_retry_and_a_fallback_is_one_tree_below_the_step_
         assert await handle.result(timeout=30) == "small"
         await recorder.ended(19)
     assert len(trace_ids(recorder)) == 1
-    assert recorder.tree(SHOWN) == "\n".join(
-        [
-            "send ai.agent.tasks PRODUCER",
-            "  process ai.agent.tasks CONSUMER aiqueue.attempt=1 aiqueue.outcome=waiting",
-            "    agent.task.execute INTERNAL",
-            "      step plan INTERNAL aiqueue.step=plan",
-            "      send ai.gateway.requests PRODUCER aiqueue.child=ask",
-            "        process ai.gateway.requests CONSUMER aiqueue.attempt=1 aiqueue.outcome=retry error.type=retry ERROR",
-            "          gateway.generate INTERNAL error.type=Retry ERROR",
-            "            gateway.provider.call CLIENT gen_ai.request.model=small-1 error.type=overloaded ERROR",
-            "        process ai.gateway.requests CONSUMER aiqueue.attempt=2 aiqueue.outcome=waiting",
-            "          gateway.generate INTERNAL",
-            "            gateway.provider.call CLIENT gen_ai.request.model=small-1 error.type=refused ERROR",
-            "            send ai.gateway.requests PRODUCER aiqueue.child=fallback large",
-            "              process ai.gateway.requests CONSUMER aiqueue.attempt=1 aiqueue.outcome=done",
-            "                gateway.generate INTERNAL",
-            "                  gateway.provider.call CLIENT gen_ai.request.model=large-1",
-            "        process ai.gateway.requests CONSUMER aiqueue.attempt=2 aiqueue.outcome=done",
-            "          gateway.generate INTERNAL",
-            "  process ai.agent.tasks CONSUMER aiqueue.attempt=1 aiqueue.outcome=done",
-            "    agent.task.execute INTERNAL",
-        ]
-    )
+    assert recorder.tree(SHOWN) == [
+        "send ai.agent.tasks PRODUCER",
+        "  process ai.agent.tasks CONSUMER aiqueue.attempt=1 aiqueue.outcome=waiting",
+        "    agent.task.execute INTERNAL",
+        "      step plan INTERNAL aiqueue.step=plan",
+        "      send ai.gateway.requests PRODUCER aiqueue.child=ask",
+        "        process ai.gateway.requests CONSUMER aiqueue.attempt=1 aiqueue.outcome=retry error.type=retry ERROR",
+        "          gateway.generate INTERNAL error.type=Retry ERROR",
+        "            gateway.provider.call CLIENT gen_ai.request.model=small-1 error.type=overloaded ERROR",
+        "        process ai.gateway.requests CONSUMER aiqueue.attempt=2 aiqueue.outcome=waiting",
+        "          gateway.generate INTERNAL",
+        "            gateway.provider.call CLIENT gen_ai.request.model=small-1 error.type=refused ERROR",
+        "            send ai.gateway.requests PRODUCER aiqueue.child=fallback large",
+        "              process ai.gateway.requests CONSUMER aiqueue.attempt=1 aiqueue.outcome=done",
+        "                gateway.generate INTERNAL",
+        "                  gateway.provider.call CLIENT gen_ai.request.model=large-1",
+        "        process ai.gateway.requests CONSUMER aiqueue.attempt=2 aiqueue.outcome=done",
+        "          gateway.generate INTERNAL",
+        "  process ai.agent.tasks CONSUMER aiqueue.attempt=1 aiqueue.outcome=done",
+        "    agent.task.execute INTERNAL",
+    ]
 
 
 async def test_a_request_and_the_wait_for_its_result_are_one_span_above_the_job(
@@ -100,13 +98,11 @@ async def test_a_request_and_the_wait_for_its_result_are_one_span_above_the_job(
     async with recorder.connect(account) as traced, aiqueue.Responder().running(client), worker.running(traced):
         assert await traced.request(Ask(prompt="?"), tenant="acme", unique="req-1", timeout=20) == "?"
         await recorder.ended(3)
-    assert recorder.tree() == "\n".join(
-        [
-            "request ai.gateway.responses CLIENT",
-            "  process ai.gateway.requests CONSUMER",
-            "    gateway.generate INTERNAL",
-        ]
-    )
+    assert recorder.tree() == [
+        "request ai.gateway.responses CLIENT",
+        "  process ai.gateway.requests CONSUMER",
+        "    gateway.generate INTERNAL",
+    ]
     asked, called = recorder.one("request ai.gateway.responses"), recorder.one("gateway.generate")
     assert asked.end_time is not None
     assert called.end_time is not None
@@ -125,20 +121,19 @@ async def test_a_plain_client_s_request_is_traced_to_the_call_of_the_provider(
     first = recorder.spans[0]
     assert first.parent is not None
     assert (first.parent.trace_id, first.parent.span_id) == (TRACE_ID, PARENT_ID)
-    assert recorder.tree() == "\n".join(
-        [
-            "process ai.gateway.requests CONSUMER",
-            "  gateway.generate INTERNAL",
-            "    gateway.provider.call CLIENT",
-        ]
-    )
+    assert recorder.tree() == [
+        "process ai.gateway.requests CONSUMER",
+        "  gateway.generate INTERNAL",
+        "    gateway.provider.call CLIENT",
+    ]
     attributes: dict[str, Any] = recorder.attributes("gateway.provider.call")
     (call,) = standin.calls
     prompt, completion = standin.billed()
     assert attributes.pop("gen_ai.response.id")
     assert attributes == {
         "gen_ai.operation.name": "chat", "gen_ai.provider.name": "p", "gen_ai.request.model": "small-1",
-        "gen_ai.request.stream": False, "gen_ai.response.model": "small-1", "gen_ai.response.finish_reasons": ("length",),
+        "gen_ai.request.stream": False, "gen_ai.response.model": "small-1",
+        "gen_ai.response.finish_reasons": ("length",),
         "gen_ai.usage.input_tokens": prompt, "gen_ai.usage.output_tokens": completion,
         "aiqueue.gateway.call_id": call.idempotency_key,
     }  # fmt: skip

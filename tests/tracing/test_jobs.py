@@ -1,4 +1,4 @@
-"""Spans of jobs: from enqueue over retries, parking, children and steps, in one trace; and none where none is wanted."""
+"""Spans of jobs: from enqueue over retries, parking, children and steps, in one trace; none where none is wanted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import aiqueue
 from aiqueue.job import JobSpec
 
-from ..support import Account, create_streams, eventually
+from ..support import Account, eventually
 from .recording import PARENT_ID, SAMPLED, TRACE_ID, UNSAMPLED, Recorder, trace_ids
 
 pytestmark = pytest.mark.families("agent.tasks")
@@ -57,21 +57,19 @@ async def test_retries_parking_steps_and_children_are_of_the_trace_of_the_enqueu
         assert await handle.result(timeout=20) == 1
         await recorder.ended(11)
     assert len(trace_ids(recorder)) == 1
-    assert recorder.tree(("aiqueue.attempt", "aiqueue.outcome", "aiqueue.step", "aiqueue.child")) == "\n".join(
-        [
-            "send ai.agent.tasks PRODUCER",
-            "  process ai.agent.tasks CONSUMER aiqueue.attempt=1 aiqueue.outcome=retry ERROR",
-            "    agent.task.execute INTERNAL ERROR",
-            "      step read INTERNAL aiqueue.step=read-7",
-            "  process ai.agent.tasks CONSUMER aiqueue.attempt=2 aiqueue.outcome=waiting",
-            "    agent.task.execute INTERNAL",
-            "      send ai.agent.tasks PRODUCER aiqueue.child=part",
-            "        process ai.agent.tasks CONSUMER aiqueue.attempt=1 aiqueue.outcome=done",
-            "          agent.task.execute INTERNAL",
-            "  process ai.agent.tasks CONSUMER aiqueue.attempt=2 aiqueue.outcome=done",
-            "    agent.task.execute INTERNAL",
-        ]
-    )
+    assert recorder.tree(("aiqueue.attempt", "aiqueue.outcome", "aiqueue.step", "aiqueue.child")) == [
+        "send ai.agent.tasks PRODUCER",
+        "  process ai.agent.tasks CONSUMER aiqueue.attempt=1 aiqueue.outcome=retry ERROR",
+        "    agent.task.execute INTERNAL ERROR",
+        "      step read INTERNAL aiqueue.step=read-7",
+        "  process ai.agent.tasks CONSUMER aiqueue.attempt=2 aiqueue.outcome=waiting",
+        "    agent.task.execute INTERNAL",
+        "      send ai.agent.tasks PRODUCER aiqueue.child=part",
+        "        process ai.agent.tasks CONSUMER aiqueue.attempt=1 aiqueue.outcome=done",
+        "          agent.task.execute INTERNAL",
+        "  process ai.agent.tasks CONSUMER aiqueue.attempt=2 aiqueue.outcome=done",
+        "    agent.task.execute INTERNAL",
+    ]
 
 
 async def test_the_attributes_of_a_job_are_those_of_the_conventions(
@@ -123,10 +121,12 @@ async def test_an_active_span_is_the_parent_and_one_that_is_not_sampled_samples_
         with recorder.tracer.start_as_current_span("request"):
             await traced.enqueue(Page(number=2), tenant="acme")
         await recorder.ended(4)
-        assert recorder.tree() == "\n".join(
-            ["request INTERNAL", "  send ai.agent.tasks PRODUCER", "    process ai.agent.tasks CONSUMER",
-             "      agent.task.execute INTERNAL"]
-        )  # fmt: skip
+        assert recorder.tree() == [
+            "request INTERNAL",
+            "  send ai.agent.tasks PRODUCER",
+            "    process ai.agent.tasks CONSUMER",
+            "      agent.task.execute INTERNAL",
+        ]
         outer = SpanContext(TRACE_ID, PARENT_ID, is_remote=False, trace_flags=TraceFlags(0))
         with trace.use_span(NonRecordingSpan(outer)):
             await traced.enqueue(Page(number=0), tenant="acme")
@@ -213,8 +213,8 @@ async def test_many_jobs_that_continue_a_trace_have_one_span_of_their_call(
             await recorder.ended(12)
     sent = recorder.attributes("send ai.agent.tasks")
     assert (sent["messaging.batch.message_count"], sent["aiqueue.tenant"]) == (5, "acme")
-    assert recorder.tree().splitlines()[:2] == ["request INTERNAL", "  send ai.agent.tasks PRODUCER"]
-    assert recorder.tree().count("\n    process ai.agent.tasks CONSUMER") == 5
+    assert recorder.tree()[:2] == ["request INTERNAL", "  send ai.agent.tasks PRODUCER"]
+    assert recorder.tree().count("    process ai.agent.tasks CONSUMER") == 5
 
 
 async def test_the_caller_s_own_header_stays(client: aiqueue.Client, account: Account, recorder: Recorder) -> None:

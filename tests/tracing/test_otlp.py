@@ -18,7 +18,7 @@ assert Recorder  # the SDK is there, or the file is skipped
 
 pytestmark = pytest.mark.families("agent.tasks")
 
-PROGRAM = '''
+PROGRAM = """
 import asyncio
 import aiqueue
 
@@ -44,7 +44,7 @@ async def main() -> None:
 
 
 asyncio.run(main())
-'''
+"""
 
 
 async def run_program(account: Account, directory: Path, endpoint: str) -> str:

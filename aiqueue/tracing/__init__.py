@@ -7,7 +7,7 @@ of its exporter is logged and never raised. Not here: what the spans are around.
 from . import names
 from .finding import find_tracing
 from .trace_context import TRACEPARENT, Parent, is_sampled, read_parent
-from .tracing import NOT_SENT, NOT_TRACED, NotTraced, OpenSpan, Sending, Tracing, running_tracing, span
+from .tracing import NOT_SENT, NOT_TRACED, NotTraced, OpenSpan, Sending, Tracing, received_trace, running_tracing, span
 
 __all__ = [
     "NOT_SENT",
@@ -22,6 +22,7 @@ __all__ = [
     "is_sampled",
     "names",
     "read_parent",
+    "received_trace",
     "running_tracing",
     "span",
 ]

@@ -195,6 +195,11 @@ class Tracing:
         """Whether the provider records nothing whatever it is asked, as with OTEL_SDK_DISABLED."""
         return isinstance(self._tracer, self._trace.NoOpTracer)
 
+    @property
+    def has_current_span(self) -> bool:
+        """Whether a span of the program is active here, which what is sent continues."""
+        return bool(self._trace.get_current_span().get_span_context().is_valid)
+
     def begins_trace(self, message_id: str) -> bool:
         """Return whether a message that is part of no trace begins one."""
         return zlib.crc32(message_id.encode(errors="replace")) < self.roots_below
@@ -335,6 +340,17 @@ def span(name: str, attributes: Mapping[str, Any] | None = None, *, is_call: boo
     if tracing is None:
         return NOT_TRACED
     return tracing.start(name, attributes, is_call=is_call) or NOT_TRACED
+
+
+def received_trace(headers: Mapping[str, str], tracing: Tracing | None) -> dict[str, str]:
+    """Return the headers by which a job continues the trace of a request that was received over HTTP.
+
+    {}: it names no trace, or a span of the program is active, which has continued it.
+    """
+    parent = read_parent(headers.get(TRACEPARENT, ""))
+    if parent is None or (tracing is not None and tracing.has_current_span):
+        return {}
+    return trace_headers(parent, headers.get(TRACESTATE, ""))
 
 
 def _messaging(operation: str, kind: str, destination: str, tenant: str) -> dict[str, Any]:

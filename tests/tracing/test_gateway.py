@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 import aiqueue
@@ -14,6 +15,7 @@ from aiqueue import Backoff
 from aiqueue.gateway import handler
 from aiqueue.gateway.standin import Fault, StandIn
 
+from ..gateway.front.fronts import add_keys, bearer, chat_body, open_front
 from ..gateway.running import KEY, KEY_VARIABLE, ask, running, write_config
 from ..support import Account
 from .recording import PARENT_ID, SAMPLED, TRACE_ID, Recorder, trace_ids
@@ -137,3 +139,21 @@ async def test_a_plain_client_s_request_is_traced_to_the_call_of_the_provider(
         "gen_ai.usage.input_tokens": prompt, "gen_ai.usage.output_tokens": completion,
         "aiqueue.gateway.call_id": call.idempotency_key,
     }  # fmt: skip
+
+
+async def test_the_trace_of_an_http_client_of_the_front_continues(
+    client: aiqueue.Client, account: Account, config: Path
+) -> None:
+    recorder, tokens = Recorder(), await add_keys(client)
+    async with (
+        recorder.connect(account, trace_ratio=0) as traced,
+        running(traced, config),
+        open_front(traced, config) as front,
+        aiohttp.ClientSession() as http,
+    ):
+        for headers in (bearer(tokens.mine, traceparent=SAMPLED), bearer(tokens.mine)):
+            async with http.post(f"{front.url}/chat/completions", json=chat_body(), headers=headers) as answer:
+                assert answer.status == 200
+        await recorder.ended(3)
+    assert trace_ids(recorder) == {TRACE_ID}
+    assert recorder.names == ["process ai.gateway.requests", "gateway.generate", "gateway.provider.call"]

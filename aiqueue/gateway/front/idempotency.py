@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from ...enqueue import FreshId
 from ...errors import AIQueueError, IdReused, Unavailable
+from ...tracing import received_trace
 from ..answers import usage_of
 from ..api_key_store import ApiKey
 from ..api_keys import KeyCredit
@@ -77,8 +78,10 @@ async def _enqueue(
 ) -> tuple[Handle[dict[str, Any]], bool]:
     """Return the job, and whether its id is new."""
     key: ApiKey = request.state.key
+    of_trace = received_trace(request.headers, front.client.tracing)
     options: dict[str, Any] = {
-        "tenant": key.tenant, "priority": priority, "headers": {API_KEY: key.id}, "timeout": front.settings.store_s,
+        "tenant": key.tenant, "priority": priority, "headers": {API_KEY: key.id, **of_trace},
+        "timeout": front.settings.store_s,
     }  # fmt: skip
     given = idempotency_key(request)
     if given is not None:

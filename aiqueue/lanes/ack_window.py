@@ -16,7 +16,7 @@ from ..connection import ack_frame
 
 log = logging.getLogger(__name__)
 
-EVERY = 8
+EVERY = 16
 UNCONFIRMED_MAX = 2_048  # jobs
 LOST_S = 10.0  # an answer that has not come by then is not waited for any more
 PREFIX = "a"  # of the last token of an answer's subject; a pull request's is a number
@@ -25,23 +25,24 @@ PREFIX = "a"  # of the last token of an answer's subject; a pull request's is a 
 class AckWindow:
     """Counts the acks of one worker that the server has not confirmed.
 
-    `inbox`: where the answers go to, with a dot at its end; "": nowhere, no ack is a request.
+    `inbox`: where the answers go to, with a dot at its end; "": nowhere, no ack is a request. `left`: acks up to and
+    with the next request. Who sends an ack counts it down, and takes the frame from here at 0: a call less for each.
     """
 
-    __slots__ = ("_count", "_numbers", "_open", "_was_full", "inbox", "unconfirmed_max")
+    __slots__ = ("_numbers", "_open", "_was_full", "inbox", "left", "unconfirmed_max")
 
     def __init__(self) -> None:
         self.inbox = ""
         self.unconfirmed_max = UNCONFIRMED_MAX
-        self._count = 0
+        self.left = EVERY
         self._numbers = itertools.count(1)
         self._open: dict[str, tuple[str, float]] = {}  # number -> the lane's token, when it was sent
         self._was_full = False
 
     def frame(self, subject: str, token: str) -> bytes:
-        """Return the PUB of an ack of the lane with this token."""
-        self._count += 1
-        if self._count % EVERY or not self.inbox:
+        """Return the PUB of an ack that is a request, of a job of the lane with this token."""
+        self.left = EVERY
+        if not self.inbox:
             return ack_frame(subject)
         number = f"{PREFIX}{next(self._numbers):x}"
         self._open[number] = token, time.monotonic()

@@ -70,8 +70,9 @@ class Delivery:
 
     def ack_frame(self) -> bytes:
         """Return the PUB of its ack."""
-        lane = self.lane
-        return ack_frame(self.reply) if lane.acks is None else lane.acks.frame(self.reply, lane.token)
+        acks = self.lane.acks
+        acks.left -= 1
+        return ack_frame(self.reply) if acks.left else acks.frame(self.reply, self.lane.token)
 
     def make_obsolete(self) -> None:
         """Note that another job is at this location now."""
@@ -184,7 +185,7 @@ class LanePull(fairness.StrideState):
     turn: Turn | None = None  # of its tenant and priority, in a family with limited keys
     pool: KeyPool | None = None  # the credits of its key: without one, it is not pulled on
     asking: int = 0  # deliveries in the worker that wait for a credit
-    acks: AckWindow | None = None  # of its worker
+    acks: AckWindow = field(default_factory=AckWindow)  # of its worker
     may_wait: bool = False  # it may have to stand in line
     settle_s: float = SETTLED_S  # before the next try to remove its consumer
     in_line: bool = False  # it stands in line, so it gets no pull; what still arrives is run

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aiqueue
-from aiqueue.lanes import ack_window, line
+from aiqueue.connection.parsing import WireMessage
+from aiqueue.lanes import Delivery, LanePull, ack_window, line
 from aiqueue.lanes.ack_window import EVERY, UNCONFIRMED_MAX, AckWindow
+from aiqueue.subjects import Lane
 
 from ..support import Account, Eventually, create_streams
 
@@ -18,9 +20,16 @@ from ..support import Account, Eventually, create_streams
 class Echo(aiqueue.Message, kind="echo"): ...
 
 
+def acked(window: AckWindow, token: str = "1f") -> bytes:
+    """Send an ack, as a `Delivery` does."""
+    lane = LanePull(Lane("agent.tasks", "acme", "normal"), "S", "c", 30.0, token=token, acks=window)
+    message = WireMessage(b"ai.agent.tasks.acme.normal", b"$JS.ACK.S.c.1.2.3.4.5", b"", b"NATS/1.0\r\n\r\n")
+    return Delivery(lane, message, 1, 1, 0.0, 0.0).ack_frame()
+
+
 def sent(window: AckWindow, count: int, token: str = "1f") -> list[str]:
-    """Frame so many acks, and return the numbers of those that the server answers."""
-    frames = [window.frame("$JS.ACK.S.c.1.2.3.4.5", token).split(b"\r\n")[0].decode() for _ in range(count)]
+    """Send so many acks, and return the numbers of those that the server answers."""
+    frames = [acked(window, token).split(b"\r\n")[0].decode() for _ in range(count)]
     return [frame.split()[2].rpartition(".")[2] for frame in frames if len(frame.split()) == 4]
 
 
@@ -32,9 +41,10 @@ def window() -> AckWindow:
 
 def test_one_ack_in_some_is_a_request_to_the_inbox_and_the_others_are_plain() -> None:
     made = window()
-    frames = [made.frame("$JS.ACK.S.c.1", "1f") for _ in range(EVERY)]
-    assert frames[:-1] == [b"PUB $JS.ACK.S.c.1 4\r\n+ACK\r\n"] * (EVERY - 1)
-    assert frames[-1] == b"PUB $JS.ACK.S.c.1 _INBOX.x.1f.a1 4\r\n+ACK\r\n"
+    frames = [acked(made) for _ in range(2 * EVERY)]
+    plain = [b"PUB $JS.ACK.S.c.1.2.3.4.5 4\r\n+ACK\r\n"] * (EVERY - 1)
+    asked = [b"PUB $JS.ACK.S.c.1.2.3.4.5 _INBOX.x.1f.a%d 4\r\n+ACK\r\n" % n for n in (1, 2)]
+    assert frames == [*plain, asked[0], *plain, asked[1]]
 
 
 @given(st.lists(st.integers(0, 3), max_size=400))

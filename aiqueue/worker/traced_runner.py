@@ -47,7 +47,8 @@ class TracedRunner(Runner):
         self._end_untraced: Callable[[Delivery, float], None] = options.pop("ended")
         self._traced_handlers = {each: _with_own_span(each) for each in options["handlers"].values()}
         super().__init__(claims, resources, settlement, ended=self._on_ended, **options)
-        self._run_untraced = super().run_delivery
+        # bound once: `super()` for each job would cost as much as the look at its headers
+        self._run_untraced, self._run_plain_untraced = super().run_delivery, super()._run_plain
         settlement.traced = self._note
         self._roots_below = self._tracing.roots_below
 
@@ -101,7 +102,7 @@ class TracedRunner(Runner):
         if self._open and (found := self._open.get(delivery)) is not None:
             _set_job(found, opened)
             handler = self._traced_handlers[handler]
-        return super()._run_plain(delivery, opened, handler)
+        return self._run_plain_untraced(delivery, opened, handler)
 
     def _call_handler(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext

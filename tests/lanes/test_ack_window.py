@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aiqueue
-from aiqueue.connection.parsing import WireMessage
+from aiqueue.connection.nats_client import WireMessage
 from aiqueue.lanes import Delivery, LanePull, ack_window, line
 from aiqueue.lanes.ack_window import EVERY, UNCONFIRMED_MAX, AckWindow
 from aiqueue.subjects import Lane

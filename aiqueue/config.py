@@ -125,6 +125,7 @@ class SettingsOptions(TypedDict, total=False):
     redact: str | Redact | None
     traces: Literal["auto", "otlp", "off"] | None
     trace_ratio: float | None
+    metrics: bool | None
 
 
 class Settings(pydantic.BaseModel):
@@ -194,6 +195,8 @@ class Settings(pydantic.BaseModel):
     """Where spans go: to the program's provider of tracers, if it has set one (``auto``), by OTLP, or nowhere."""
     trace_ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.01
     """Of jobs that are part of no trace, how many begin one."""
+    metrics: bool = True
+    """Whether workers count what becomes of jobs, for `aiqueue history`."""
     _sources: dict[str, str] = pydantic.PrivateAttr(default_factory=dict)
     _file: str = pydantic.PrivateAttr(default="")
 

@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote
 NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 7230 tokens: nats-py requires them
 
 MSG_ID: Final = "Nats-Msg-Id"
+INCREMENT: Final = "Nats-Incr"  # of a counter (ADR-49)
 EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 CONTENT_TYPE: Final = "Content-Type"
 KIND: Final = "Aiq-Kind"

@@ -37,6 +37,7 @@ HOW: dict[str, Text] = {  # what each of TEXTS takes
     ),
     "endurance": lambda module, client, _, chosen: module.run(client, jobs=chosen.jobs),
     "failing": lambda module, client, _, chosen: module.run(client, rounds=chosen.rounds),
+    "metrics": lambda module, client, _, chosen: module.run(client, rounds=chosen.rounds, jobs=chosen.jobs),
     "operator": lambda module, client, _, chosen: module.run(client, jobs=chosen.jobs, only=chosen.only),
     "tracing": lambda module, client, _, chosen: module.run(client, rounds=chosen.rounds, jobs=chosen.jobs),
 }

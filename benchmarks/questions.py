@@ -81,16 +81,8 @@ PEERS = Question(
     "The same no-op job, each queue with its own server, packages and worker; every job is checked to have run.",
     480, 300,
 )  # fmt: skip
-TEXTS = (
-    "around",
-    "cancel",
-    "delayed",
-    "documents",
-    "endurance",
-    "failing",
-    "operator",
-    "tracing",
-)  # they tell theirs as text
+# they tell theirs as text
+TEXTS = ("around", "cancel", "delayed", "documents", "endurance", "failing", "metrics", "operator", "tracing")
 # with options of their own
 OWN = ("soak", "fuzz", "resume", "requests", "provider", "gateway", "rag", "schedules", "tenancy", "peers")
 ALL = {**ROWS, "peers": PEERS}

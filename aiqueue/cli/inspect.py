@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import BadInput
+from ..errors import AccessDenied, BadInput
 from ..units import short_size
 from . import output
 from .explain import print_explanation
+from .history import format_percentiles, spark
 from .options import Json, ServerOptions, add_command, is_like_family
 from .output import Column
 from .pause import describe_pause, print_pauses
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..client import Client
     from ..inspect import ChildStats, Explanation, FamilyStats, JobStats, LaneStats, WaitingKind
     from ..lanes import Pause
+    from ..metrics import Series
 
 _STATES = {"done": "green", "failed": "red", "retrying": "yellow", "cancelled": "yellow", "unknown": "yellow"}
 _UNFINISHED = ("queued", "parked", "in_flight", "retrying", "waiting")
@@ -87,11 +89,12 @@ def inspect(
             families = topology.work_families if family is None else [topology.family(family)]
             lanes = [lane for each in families for lane in await stats.lanes(link, topology, each.name)]
             if json:
-                return lanes, [], []
+                return lanes, [], [], None
             pauses = await read_pauses_if_allowed(link, topology)
             pauses = [each for each in pauses if family in (None, each.family)]
             pauses = [each for each in pauses if tenant is None or each.tenant in (None, tenant)]
-            return lanes, await read_waiting_kinds(link, topology, families), pauses
+            past = None if family is None or tenant is not None else await _read_last_hour(client, family)
+            return lanes, await read_waiting_kinds(link, topology, families), pauses, past
         schedules = (0, 0) if json else await count_schedules_if_allowed(link, topology)
         return await stats.overview(link, topology), schedules
 
@@ -104,10 +107,34 @@ def inspect(
         _print_families(families, json)
         _print_schedules(schedules, paused)
     else:
-        lanes, waiting, pauses = found
+        lanes, waiting, pauses, past = found
         _print_lanes([lane for lane in lanes if tenant in (None, lane.tenant)], family, tenant, json)
         _print_waiting(waiting)
         _print_paused(pauses)
+        if past is not None and not json:
+            _print_last_hour(past)
+
+
+async def _read_last_hour(client: Client, family: str) -> Series | None:
+    """Return the last hour of a family; None where nothing of it is known, or this user may not read it."""
+    from ..metrics import read_history_if_there  # noqa: PLC0415
+
+    link = client.connection
+    link.optional += 1
+    try:
+        found = await read_history_if_there(link, client.topology, "minute", since_s=3600, family=family)
+    except AccessDenied:
+        return None
+    finally:
+        link.optional -= 1
+    return None if found is None or family not in found.families else found.series(family)
+
+
+def _print_last_hour(past: Series) -> None:
+    sums = past.sums
+    failed = f", {sums.failed:,} failed" if sums.failed else ""
+    took = f", run p50/95/99 {format_percentiles(sums.runs)}" if sums.runs else ""
+    output.print_line(f"\nlast hour {spark(past)} {sums.done:,} done{failed}{took}")
 
 
 async def _find_job(

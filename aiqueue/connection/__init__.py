@@ -9,6 +9,7 @@ Not here: anything that knows jobs, lanes, agents, journals or the declared stre
 """
 
 from . import deferred_aiohttp  # noqa: F401  (before nats-py is imported)
+from .atomic import store_together
 from .change_watch import ChangeWatch
 from .clock import ServerClock
 from .connection import Connection
@@ -36,5 +37,6 @@ from .subscription import Subscription
 __all__ = [
     "HEADERS_MAX", "Answer", "ChangeWatch", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received",
     "ServerClock", "Service", "Status", "Stored", "Subscription", "ack_frame", "ack_info", "block", "check_size",
-    "delivery_number", "read_headers", "read_last", "timestamp", "to_its_end",
+    "delivery_number", "read_headers", "read_last", "store_together", "timestamp",
+    "to_its_end",
 ]  # fmt: skip

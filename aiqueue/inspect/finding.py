@@ -103,6 +103,7 @@ WHEN_FULL: Mapping[str, str] = {
     "api_keys": "delete revoked API keys (`nats kv del AI_API_KEYS ID`), or raise max_bytes and run `aiqueue apply`: a "
     "full stream refuses new ones",
     "batches": "raise max_bytes and run `aiqueue apply`: a full stream refuses new files and batches",
+    "metrics": "raise max_bytes and run `aiqueue apply`: a full stream drops the oldest counters",
     "audit": "raise max_bytes or lower max_age, and run `aiqueue apply`: a full stream drops the oldest acts before "
     "their time",
 }

@@ -52,7 +52,8 @@ def _describe_stream(spec: StreamSpec, info: dict[str, Any], drift: list[str]) -
     consumers, most = state.get("consumer_count", 0), config.get("max_consumers", -1)
     if drift:
         return warn(spec.name, "stream-drift", f"{text}; differs: {drift[0]}")
-    if (level := level_of_use(state["bytes"], limit)) != "ok":
+    # counters of former hours are to fill their stream, and make room for new ones
+    if spec.role != "metrics" and (level := level_of_use(state["bytes"], limit)) != "ok":
         return warn(spec.name, "stream-full", text, level=level, advice=WHEN_FULL[spec.role])
     if (level := level_of_use(consumers, most)) != "ok":
         return warn(spec.name, "stream-consumers", f"{text}; {consumers:,} of {most:,} consumers", level=level)

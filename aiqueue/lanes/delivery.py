@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .. import headers
 from ..connection import Received, ack_frame
@@ -30,12 +31,13 @@ class Delivery:
     - `credit`: what it may start with, if it is of a limited key and the credit was here before it.
     - `task`: runs the job, once it has a slot.
     - `own_lane`: the lane of the job's own tenant, also where all tenants share one, or a limited key has its own.
+    - `run_started_at`, `run_ended_at`: of its handler, monotonic seconds; 0 before.
     - `obsolete`: the stream was recreated, and `seq` is another job's now. Nothing may be acknowledged or written.
     """
 
     __slots__ = (
         "arrived_at", "credit", "delivery_count", "enqueued_at", "lane", "location", "message", "obsolete", "own_lane",
-        "plain", "reply", "run", "seq", "stored_at", "task", "tenant",
+        "plain", "reply", "run", "run_ended_at", "run_started_at", "seq", "stored_at", "task", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +54,7 @@ class Delivery:
         self.credit: Credit | CreditBatch | BatchCall | None = None
         self.task: asyncio.Task[None] | None = None
         self.obsolete = False
+        self.run_started_at = self.run_ended_at = 0.0
         key = lane.key
         if key.tenant == "*":  # a lane that all tenants share: as `subjects.tenant_of`, without a call for each job
             self.tenant = message.subject.split(".", 4)[3]
@@ -191,6 +194,7 @@ class LanePull(fairness.StrideState):
     in_line: bool = False  # it stands in line, so it gets no pull; what still arrives is run
     turn_at: float = 0.0  # when it last began to hold jobs or had its turn in line, monotonic seconds
     turn_pass: float = 0.0  # its pass value then
+    counts: dict[str, Any] = field(default_factory=dict)  # what the worker counts of its jobs, by kind
     own: Lane = field(init=False)  # `key` without the limited key
 
     def __post_init__(self) -> None:

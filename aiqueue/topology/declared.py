@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from .. import subjects
+from .. import metric_subjects, subjects
 from ..errors import TopologyError, UnknownFamily
 from . import overlay
 from .family import Family, check_retention, lane_name, make_family, require_disjoint
@@ -183,6 +183,10 @@ class Topology:
         return self._by_role("audit")
 
     @property
+    def metrics_stream(self) -> StreamSpec:
+        return self._by_role("metrics")
+
+    @property
     def inbox_family(self) -> Family:
         """The family of agents' mail. Raises UnknownFamily."""
         for each in self.families.values():
@@ -229,6 +233,7 @@ _SUBJECTS: Mapping[Role, list[str]] = {  # of streams that no name or family dec
     "recent": [subjects.recent("*", "*")],
     "rag": [f"{subjects.RAG_STORES}.>"],
     "audit": [f"{subjects.AUDIT}.*"],
+    "metrics": metric_subjects.metric_filters(),
 }
 
 

@@ -50,7 +50,7 @@ FATAL_SETTINGS = (
     FatalSetting("sealed", _ALL, "it stores nothing, and no message can be removed from it", "replace"),
     FatalSetting("mirror", _ALL, "it is a copy of another stream and stores nothing that is published", "replace"),
     FatalSetting("persist_mode", _ALL, "a crash of the server loses messages that it has acknowledged", "replace"),
-    FatalSetting("allow_msg_counter", _ALL, "it stores only counters", "replace"),
+    FatalSetting("allow_msg_counter", FATAL_FLAGS["allow_msg_counter"], "it stores only counters", "replace"),
     FatalSetting(
         "deny_delete",
         FATAL_FLAGS["deny_delete"],

@@ -208,7 +208,7 @@ def _is_same(live: Any, wanted: Any) -> bool:
 
 def _refuse_in_place(name: str, key: str, live: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     """Return why the server would refuse to change a field in place, None if it would not."""
-    fixed = key == "storage"
+    fixed = key in ("storage", "allow_msg_counter")
     fixed |= key == "retention" and "workqueue" in (live.get(key), wanted[key])
     fixed |= key in _ONE_WAY and not wanted[key]
     if not fixed:

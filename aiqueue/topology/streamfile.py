@@ -21,12 +21,13 @@ from .values import ITEMS_MAX, Check, by_size, count, flag, list_of, matching, n
 
 Role = Literal[
     "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits",
-    "usage", "recent", "rag", "ticks", "schedules", "api_keys", "batches", "audit",
+    "usage", "recent", "rag", "ticks", "schedules", "api_keys", "batches", "audit", "metrics",
 ]  # fmt: skip
 PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
 
 _JOURNAL = re.compile(rf"ai\.{subjects.TOKEN.pattern}\.{subjects.TOKEN.pattern}")
+_FLUSHES = "metrics.flush"  # its lanes would have the subjects of `metric_subjects.flush`
 _RESERVED = ("dead", "parked", "ticks")  # ai.dead.…, ai.parked.… and ai.ticks.… are used by aiqueue itself
 
 _WEIGHT_MIN, _WEIGHT_MAX = 0.01, 100.0
@@ -41,6 +42,8 @@ def _family_name(value: object) -> str:
     name: str = matching(subjects.FAMILY, expected)(value)
     if name.partition(".")[0] in _RESERVED:
         raise ValueError(f"{name!r}: {', '.join(_RESERVED)} are reserved for aiqueue; choose another component")
+    if name == _FLUSHES:
+        raise ValueError(f"{name!r} is reserved for aiqueue; choose another name")
     return name
 
 
@@ -125,6 +128,7 @@ _STREAM: dict[str, Check] = {
     "compression": one_of("none", "s2"),
     "allow_atomic": flag,
     "allow_direct": flag,
+    "allow_msg_counter": flag,
     "allow_msg_schedules": flag,
     "allow_msg_ttl": flag,
     "allow_rollup_hdrs": flag,
@@ -179,12 +183,16 @@ _FIXED: dict[Role, dict[str, Any]] = {
     "api_keys": _BUCKET,
     "batches": _BUCKET,
     "audit": {"retention": "limits", "allow_direct": True, "deny_delete": True},
+    "metrics": _NEWEST | {"discard": "old", "allow_atomic": True, "allow_msg_counter": True},
 }
-NEWEST_ONLY: tuple[Role, ...] = ("presence", "limits", "usage", "recent", "rag", "schedules", "api_keys", "batches")
+NEWEST_ONLY: tuple[Role, ...] = (
+    "presence", "limits", "usage", "recent", "rag", "schedules", "api_keys", "batches", "metrics",
+)  # fmt: skip
 # What a role must not have, in a file as on the server: `problems` says what each would stop.
 FATAL_FLAGS: Mapping[str, tuple[Role, ...]] = {
     "deny_delete": ("work", "inbox", "parked", "ticks", "dead", "documents"),  # which no server takes back
     "discard_new_per_subject": NEWEST_ONLY,
+    "allow_msg_counter": tuple(each for each in get_args(Role) if each != "metrics"),  # nor this one
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -212,6 +220,7 @@ _DEFAULTS: dict[Role, dict[str, Any]] = {
     "api_keys": {},
     "batches": {},
     "audit": {},
+    "metrics": {},
 }
 # What the server repeats, so that all processes hear at once what one of them has stored.
 REPEATED: Mapping[Role, dict[str, Any]] = {

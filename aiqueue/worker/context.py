@@ -91,7 +91,7 @@ class JobContext(RunningAttempt):
         self._delivery = delivery
         self._opened = opened
         self._consumer_created_at = delivery.lane.created
-        self._started_at = started_at  # monotonic
+        self._started_at = delivery.run_started_at = started_at  # monotonic
 
     @property
     def delivery(self) -> Delivery:
@@ -249,7 +249,7 @@ class JobContext(RunningAttempt):
 
     def mark_started(self, now: float) -> None:
         """Note the time, in monotonic seconds: the handler is about to be called."""
-        self._started_at = now
+        self._started_at = self._delivery.run_started_at = now
         if self._writer is not None:
             self._writer.started_at = self.started_at
 

@@ -7,6 +7,7 @@ PubAck, the runner writes the result again through a `Writer`, which knows what 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,6 +98,7 @@ class ResultPipeline:
             sent = SentResult(subject, block, encoded.body, fenced=True)
             sent.delivery, sent.opened, sent.context, sent.returned = delivery, opened, context, Returned(encoded)
             sent.started_at, sent.nonce, sent.pipeline = started_at, nonce, self
+            delivery.run_ended_at = time.monotonic()
             self._under_way[delivery] = sent
             self._connection.add(sent, TIMEOUT_S)
         except AIQueueError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from ..lanes import Delivery
 from .opening import OpenedJob
@@ -64,15 +64,3 @@ def rehearsing(settled: Rehearsal) -> Iterator[None]:
 def current_rehearsal() -> Rehearsal | None:
     """Return what a worker that is started now calls; None: nothing, and retries wait."""
     return _rehearsal.get()
-
-
-def note_to(rehearsal: Rehearsal | None) -> Noted | None:
-    """Return what tells a test what became of a job."""
-    if rehearsal is None:
-        return None
-
-    def note(delivery: Delivery, opened: OpenedJob, outcome: str, *rest: Any) -> None:
-        who = opened.job_id, opened.kind, opened.family.name, delivery.tenant, opened.attempt
-        rehearsal(SettledAttempt(*who, outcome, *rest))
-
-    return note

@@ -85,8 +85,7 @@ class Runner:
             claims.journal.connection, resources.retention, resources.documents.inline_max, self._on_result_settled
         )
         self._threads = resources.threads
-        self._resources = resources
-        self._limits = Limits()
+        self._resources, self._limits = resources, Limits()
         self.cancellations = Cancellations(claims.journal.connection, resources.families.values(), self._limits)
         self.interruptions = Interruptions(self.cancellations)
 
@@ -204,6 +203,7 @@ class Runner:
         if acked:
             self._ended(delivery, started_at)
             return
+        delivery.run_ended_at = delivery.run_ended_at or time.monotonic()
         finishing = self._finish_delivery(delivery, opened, context, outcome, started_at)
         delivery.task = self._resources.loop.create_task(finishing)
 

@@ -24,6 +24,7 @@ from ..schedules import Declared
 from .announcer import Announcer
 from .awaited_results import AwaitedResults
 from .context import WorkerResources
+from .counting import Counting
 from .gate import Gate
 from .gathering import ChildrenResources
 from .holding import Holding
@@ -190,18 +191,18 @@ class Session:
             )
             state = await self._stack.enter_async_context(options.lifespan()) if options.lifespan else None
             parents = Parents(client.connection, client.topology)
+            counting = await self._stack.enter_async_context(Counting(client, options.families, options.handlers))
             settlement = Settlement(
-                client.connection, client.dead, client.parking, parents, worker=options.name, quarantine=quarantine
+                client.connection, client.dead, client.parking, parents, worker=options.name, quarantine=quarantine,
+                notes=counting.notes,
+            )  # fmt: skip
+            checkpoints = client.topology.checkpoints_stream.name
+            resources = WorkerResources(
+                client.journal, client.documents, self._families, checkpoints, ChildrenResources(client)
             )
             self.runner = runner_class(client)(
                 Claims(client.journal, client.parking),
-                WorkerResources(
-                    client.journal,
-                    client.documents,
-                    self._families,
-                    client.topology.checkpoints_stream.name,
-                    ChildrenResources(client),
-                ),
+                resources,
                 settlement,
                 handlers=options.handlers,
                 worker=options.name,
@@ -224,14 +225,9 @@ class Session:
             await self.timed.start(late=current_rehearsal() is not None)
             self.stalled_watch.start()
             self._sweeper = StrandedSweeper(
-                client.connection,
-                client.topology,
-                client.journal,
-                client.dead,
-                parents,
-                worker=options.name,
-                identify=quarantine.identify,
-            )
+                client.connection, client.topology, client.journal, client.dead, parents, worker=options.name,
+                identify=quarantine.identify, notes=counting.notes,
+            )  # fmt: skip
             self._sweeper.start()
             self._announcer.start()
         except BaseException:

@@ -37,10 +37,10 @@ from ..errors import AccessDenied, AIQueueError, EncodeError, NotFound, QueueFul
 from ..journal import CANCELLED, FAILED, RETRY, WHILE_RUNNING, ChildEnd, Writer
 from ..lanes import Delivery
 from ..processes import Quarantine
+from .counting import Notes
 from .gathering import wait_key
 from .moving import move_job
 from .opening import OpenedJob
-from .rehearsal import Noted, current_rehearsal, note_to
 from .replies import Replies, holds_documents
 from .results import ResultRefused, Results
 from .unknown_kinds import Hops, UnknownKinds
@@ -76,6 +76,7 @@ class Settlement:
         *,
         worker: str,
         quarantine: Quarantine,
+        notes: Notes,
     ) -> None:
         self._connection = connection
         self._dead = dead
@@ -86,20 +87,13 @@ class Settlement:
         self._quarantine = quarantine
         self.results = Results(dead.documents)
         self._unknown_kinds = UnknownKinds(connection, parking)
-        self.noted, self._is_rehearsal = note_to(current_rehearsal()), current_rehearsal() is not None
-        self.traced: Noted | None = None  # is told of all outcomes but those of the short ways
+        self.notes, self._tally, self._rehearsal = notes, notes.tally, notes.rehearsal
 
     def ack(self, delivery: Delivery, opened: OpenedJob) -> None:
         """Acknowledge a job whose result is stored."""
         self._replies.send_ack(delivery)
-        if self.noted is not None:
-            self.noted(delivery, opened, "done")
-
-    def _note(self, delivery: Delivery, opened: OpenedJob, outcome: str, *rest: Any) -> None:
-        """Tell who wants to know what became of a job."""
-        for each in (self.noted, self.traced):
-            if each is not None:
-                each(delivery, opened, outcome, *rest)
+        if self.notes.is_heard:
+            self.notes.tell(delivery, opened, "done")
 
     def try_ack_now(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> bool:
         """Acknowledge a job that returned, if nothing has to be written or awaited for it. False: call `settle`.
@@ -116,8 +110,10 @@ class Settlement:
             self._connection.tell_frame(delivery.ack_frame())
         except Unavailable:
             return False
-        if self.noted is not None:
-            self.noted(delivery, opened, "done")
+        if self._tally is not None:
+            self._tally.count_done(delivery, opened)
+        if self._rehearsal is not None:
+            self.notes.rehearse(delivery, opened, "done")
         return True
 
     async def settle(
@@ -205,7 +201,7 @@ class Settlement:
             )
             await self._report_end(delivery, end, writer if keeps else None)
         await self._replies.ack_and_release(delivery)
-        self._note(delivery, opened, "done")
+        self.notes.note(delivery, opened, "done")
 
     async def _report_end(self, delivery: Delivery, end: ChildEnd, writer: Writer | None) -> None:
         """Tell the parent of a job that it has ended, before the job is acknowledged. `writer`: has written the end."""
@@ -234,7 +230,7 @@ class Settlement:
             await self._replies.ack(delivery)
         else:
             await self.return_to_queue(delivery, WAIT_IN_LANE_S)
-        self._note(delivery, opened, "waiting")
+        self.notes.note(delivery, opened, "waiting")
 
     async def _settle_raised(
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, writer: Writer | None, outcome: Raised
@@ -267,8 +263,8 @@ class Settlement:
         if parks:
             await self._park_or_nak(delivery, opened, opened.attempt + 1, delay_s)
         else:
-            self._replies.nak(delivery, 0.0 if self._is_rehearsal else delay_s)
-        self._note(delivery, opened, "retry", "", error, delay_s)
+            self._replies.nak(delivery, delay_s if self._rehearsal is None else 0.0)
+        self.notes.note(delivery, opened, "retry", "", error, delay_s)
 
     async def _settle_unknown(
         self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, outcome: Unknown | KindPaused
@@ -301,10 +297,12 @@ class Settlement:
 
         Usually the canceller has written it. Then the write raises Stale, and the runner settles as AlreadyEnded.
         """
+        if self._tally is not None:
+            self._tally.count("cancelled", delivery, opened)
         if writer is not None:
             await writer.write(CANCELLED, WHILE_RUNNING)
         await self._ack_ended(delivery, opened, writer)
-        self._note(delivery, opened, "cancelled")
+        self.notes.note(delivery, opened, "cancelled")
 
     async def _ack_ended(
         self, delivery: Delivery, opened: OpenedJob, writer: Writer | None, *, is_duplicate: bool = False
@@ -419,7 +417,7 @@ class Settlement:
             )  # fmt: skip
             await self._report_end(delivery, end, writer)
         await self._replies.ack(delivery)
-        self._note(delivery, opened, "failed", reason, error)
+        self.notes.note(delivery, opened, "failed", reason, error)
 
     async def _write_failed(self, opened: OpenedJob, writer: Writer, reason: str, error: str, letter_seq: int) -> None:
         """Write `failed` after the dead letter was stored. Raises Stale if the run has ended or was taken over.

@@ -24,6 +24,7 @@ from ..errors import AccessDenied, AIQueueError, NotFound, Stale, Unavailable
 from ..journal import FAILED, ChildEnd, Journal, Retention, Writer
 from ..lanes import PullLimits
 from ..topology import Family, Topology
+from .counting import Notes
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class StrandedSweeper:
         *,
         worker: str,
         identify: Identify,
+        notes: Notes,
     ) -> None:
         self._connection = connection
         self._stream = topology.stranded_stream.name
@@ -76,6 +78,7 @@ class StrandedSweeper:
         self._parents = parents
         self._worker = worker
         self._identify = identify
+        self._notes = notes
         self._limits = PullLimits(batch_max=BATCH)
         self._warned = False
         self._task: asyncio.Task[None] | None = None
@@ -304,6 +307,7 @@ class StrandedSweeper:
         )  # fmt: skip
         await self._dead.add(failed, stored.headers, stored.data)
         log.warning("job %s of %s is a dead letter (%s): %s", decoded.job_id, lane, REASON, error)
+        self._notes.count_dead(lane.family, lane.tenant, decoded.kind)
         if writer is not None:
             try:
                 await writer.write(FAILED, {"reason": REASON, "error": error, "history": trimmed(history)})

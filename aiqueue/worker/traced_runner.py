@@ -49,7 +49,7 @@ class TracedRunner(Runner):
         super().__init__(claims, resources, settlement, ended=self._on_ended, **options)
         # bound once: `super()` for each job would cost as much as the look at its headers
         self._run_untraced, self._run_plain_untraced = super().run_delivery, super()._run_plain
-        settlement.traced = self._note
+        settlement.notes.traced = self._note
         self._roots_below = self._tracing.roots_below
 
     def run_delivery(self, delivery: Delivery) -> Coroutine[Any, Any, None]:

@@ -341,10 +341,10 @@ class TestPlanAndApply:
         assert "run `aiqueue apply` to make them" in first.stdout
         made = cli("apply")
         assert made.exit_code == 0
-        assert "22 changes made" in made.stdout
+        assert "23 changes made" in made.stdout
         for verb in ("plan", "apply"):
             again = cli(verb)
-            assert (again.exit_code, again.stdout) == (0, "nothing to change: 22 streams as declared\n")
+            assert (again.exit_code, again.stdout) == (0, "nothing to change: 23 streams as declared\n")
 
     def test_plan_as_data(self, cli: Cli) -> None:
         result = cli("plan", "--json")

@@ -258,7 +258,7 @@ def test_the_story_of_its_own_documents_is_told_in_80_columns(runs: Runs) -> Non
     assert (code, err) == (0, "")
     text = " ".join(out.split())
     for expected in (
-        "documents from aiqueue's own files, for 2 tenants", "22 streams created from streams/*.toml",
+        "documents from aiqueue's own files, for 2 tenants", "23 streams created from streams/*.toml",
         "attempt 1 of", "attempt 2 of", "retry in", "the lock is released", "attempt 3 of",
         "became a dead letter (rejected)", "Dead letter 1", "was replayed and succeeded", "globex agent.tasks",
         "every job is accounted for", "its files are deleted",

@@ -21,7 +21,7 @@ OwnServer = Callable[..., NatsProcess]
     ("limits", "text"),
     [
         ("max_consumers: 2", r"AI_\w+ needs max_consumers of [\d,]+: .*: raise max_consumers of this account"),
-        ("max_streams: 2", r"22 streams more are needed, and the account may have 2 and has 0: .* raise max_streams"),
+        ("max_streams: 2", r"23 streams more are needed, and the account may have 2 and has 0: .* raise max_streams"),
         (
             "max_file: 1MiB",
             r"more file storage is needed, 1.0 MiB is free: declare less .* or raise max_file of this account",

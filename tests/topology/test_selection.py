@@ -15,8 +15,8 @@ from aiqueue.topology.selection import WITH_FAMILIES
 
 DEFAULT = {"agent.tasks", "agent.message", "gateway.requests", "gateway.batches", "rag.ingest", "rag.queries"}
 ALWAYS = {
-    "AI_RESULTS", "AI_DEAD", "AI_PARKED", "AI_STRANDED", "AI_AUDIT", "AI_CHECKPOINTS", "AI_TICKS", "OBJ_AI_DOCUMENTS",
-    "KV_AI_PRESENCE", "KV_AI_LIMITS", "KV_AI_SCHEDULES",
+    "AI_RESULTS", "AI_DEAD", "AI_PARKED", "AI_STRANDED", "AI_AUDIT", "AI_METRICS", "AI_CHECKPOINTS", "AI_TICKS",
+    "OBJ_AI_DOCUMENTS", "KV_AI_PRESENCE", "KV_AI_LIMITS", "KV_AI_SCHEDULES",
 }  # fmt: skip
 OPTIONAL = {
     "agent.memory": ("agent.memory", "memory_id", {"memory_item": "agent.memory"}),

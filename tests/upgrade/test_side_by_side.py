@@ -356,7 +356,7 @@ async def nudge(parent: aiqueue.Handle) -> None:
 async def test_apply_of_either_version_leaves_what_the_other_has_made(
     client: aiqueue.Client, versions: Versions
 ) -> None:
-    """The former version does not know the streams of checkpoints and of the audit."""
+    """The former version does not know the streams of checkpoints, of the audit and of metrics."""
 
     async def streams() -> dict[str, Any]:
         found = {}
@@ -368,14 +368,16 @@ async def test_apply_of_either_version_leaves_what_the_other_has_made(
     await client.connection.store("ai.checkpoint.test.mixed.acme.j.1-1", b"", {"Aiq-Event": "taken"})
     async with client.audit.act("pause", {"family": "test.mixed"}, by="anna"):
         pass
+    await client.connection.store("ai.metrics.total.test.mixed.k.done", b"", {"Nats-Incr": "7", "Nats-Msg-Id": "i"})
     before = await streams()
-    assert (before["AI_CHECKPOINTS"][1], before["AI_AUDIT"][1]) == (1, 2)
+    assert (before["AI_CHECKPOINTS"][1], before["AI_AUDIT"][1], before["AI_METRICS"][1]) == (1, 2, 1)
     for former in (True, False, True):
         versions.run("-m", "aiqueue", "apply", former=former)
         after = await streams()
         assert after.keys() == before.keys()
         assert after["AI_CHECKPOINTS"] == before["AI_CHECKPOINTS"]
         assert after["AI_AUDIT"] == before["AI_AUDIT"]
+        assert after["AI_METRICS"] == before["AI_METRICS"]
     versions.run("-m", "aiqueue", "apply", former=False)
     assert await streams() == before
 

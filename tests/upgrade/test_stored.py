@@ -288,6 +288,7 @@ async def test_streams_of_the_former_version_are_as_this_one_declares_them(
             found = await acts.configs(connection)
             assert found.keys() == declared.keys() | {
                 "AI_AUDIT",
+                "AI_METRICS",
                 "AI_CHECKPOINTS",
                 "AI_GATEWAY_BATCHES",
                 "AI_GATEWAY_RECENT",

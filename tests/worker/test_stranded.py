@@ -17,6 +17,7 @@ from aiqueue.attempt import DecodedJob, RawJob
 from aiqueue.enqueue import Parents
 from aiqueue.enqueue.deadletter import DeadLetter
 from aiqueue.worker import stranded
+from aiqueue.worker.counting import Notes
 from aiqueue.worker.stranded import StrandedSweeper
 
 from .. import keyed
@@ -54,7 +55,14 @@ async def identify(raw: RawJob) -> DecodedJob:
 def sweeper(client: aiqueue.Client, name: str = "w") -> StrandedSweeper:
     parents = Parents(client.connection, client.topology)
     return StrandedSweeper(
-        client.connection, client.topology, client.journal, client.dead, parents, worker=name, identify=identify
+        client.connection,
+        client.topology,
+        client.journal,
+        client.dead,
+        parents,
+        worker=name,
+        identify=identify,
+        notes=Notes(None),
     )
 
 

@@ -1,0 +1,354 @@
+"""What workers count of their jobs, on a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+
+import aiqueue
+from aiqueue import headers
+from aiqueue.connection import Connection, store_together
+from aiqueue.errors import Unavailable
+from aiqueue.metrics import Counts, Flusher, History, flusher, retention
+from aiqueue.worker import counting
+
+pytestmark = pytest.mark.families("agent.tasks")
+FAMILY = "agent.tasks"
+
+
+class Page(aiqueue.Message, kind="page.render", family=FAMILY):
+    n: int = 0
+
+
+class Other(aiqueue.Message, kind="another", family=FAMILY):
+    n: int = 0
+
+
+async def counters(client: aiqueue.Client, pattern: str = "ai.metrics.>") -> dict[str, int]:
+    stored = client.connection.read("AI_METRICS", pattern)
+    return {each.subject: int(json.loads(each.data)["val"]) async for each in stored}
+
+
+async def totals(client: aiqueue.Client) -> dict[tuple[str, str], Any]:
+    found = History(client.connection, client.topology, "total", since_s=0)
+    await found.update()
+    return dict(found.totals())
+
+
+async def read(client: aiqueue.Client, level: Any, since_s: float = 3600) -> History:
+    found = History(client.connection, client.topology, level, since_s=since_s)
+    await found.update()
+    return found
+
+
+def flusher_of(client: aiqueue.Client, *counted: dict[tuple[str, str, str], Counts]) -> Flusher:
+    left = list(counted)
+    return Flusher(client.connection, client.topology, [FAMILY], lambda: left.pop(0) if left else {})
+
+
+def some(done: int, kind: str = "k", tenant: str = "acme") -> dict[tuple[str, str, str], Counts]:
+    counts = Counts()
+    counts.done = done
+    return {(FAMILY, tenant, kind): counts}
+
+
+async def test_each_end_of_an_attempt_is_counted_by_kind_and_by_tenant(client: aiqueue.Client, eventually: Any) -> None:
+    worker = aiqueue.Worker(concurrency=10)
+    ran: list[int] = []
+    running = asyncio.Event()
+
+    @worker.handle(Page, retry=aiqueue.Backoff(attempts=2, first="0.1s", factor=1, jitter=0))
+    async def page(job: aiqueue.Job[Page]) -> int:
+        ran.append(job.message.n)
+        if job.message.n == 3:
+            raise ValueError("no")
+        if job.message.n == 4:
+            running.set()
+            await asyncio.sleep(60)
+        return job.message.n
+
+    @worker.handle(Other, result=False)
+    async def other(job: aiqueue.Job[Other]) -> None:
+        await asyncio.sleep(0.01)
+
+    async with worker.running(client):
+        handles = [await client.enqueue(Page(n=n), tenant="acme") for n in range(5)]
+        await asyncio.gather(*(client.enqueue(Other(n=n), tenant="globex") for n in range(7)))
+        await running.wait()
+        await handles[4].cancel()
+        await eventually(lambda: ran.count(3) == 2)
+    found = await totals(client)
+    page_sums, other_sums = found.pop((FAMILY, "page.render")), found.pop((FAMILY, "another"))
+    assert not found
+    assert (page_sums.done, page_sums.retried, page_sums.dead, page_sums.cancelled) == (3, 1, 1, 1)
+    assert (page_sums.failed, page_sums.ended) == (2, 6)
+    assert sum(page_sums.runs.values()) == 6
+    assert sum(page_sums.waits.values()) == 5  # the second attempt was no first delivery
+    assert (other_sums.done, sum(other_sums.runs.values()), sum(other_sums.waits.values())) == (7, 7, 7)
+    assert other_sums.run_s >= 0.07
+    median = other_sums.run_percentile(0.5)
+    assert median is not None
+    assert median > 0.005
+    for level in ("minute", "hour"):
+        by_kind = await read(client, level)
+        assert by_kind.families == [FAMILY]
+        assert by_kind.names(FAMILY) == ["another", "page.render"]
+        assert by_kind.series(FAMILY, "page.render").sums == page_sums
+        assert by_kind.series(FAMILY).sums.ended == 13
+    by_tenant = await read(client, "tenant")
+    assert by_tenant.names(FAMILY) == ["acme", "globex"]
+    assert by_tenant.series(FAMILY, "acme").sums.ended == 6
+    assert by_tenant.series(FAMILY, "globex").sums.run_s == other_sums.run_s
+
+
+async def test_nothing_is_counted_where_the_setting_is_off(client: aiqueue.Client, eventually: Any) -> None:
+    client.settings = client.settings.with_arguments(metrics=False)
+    worker = aiqueue.Worker()
+    worker.handle(Other)(lambda job: 1)
+    async with worker.running(client):
+        assert await (await client.enqueue(Other(), tenant="acme")).result(timeout=20) == 1
+    assert await counters(client) == {}
+
+
+async def test_kinds_without_a_handler_and_tenants_beyond_a_number_are_counted_together(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    monkeypatch.setattr(flusher, "TENANTS_MAX", 3)
+    worker = aiqueue.Worker()
+    worker.handle(Page, result=False)(lambda job: None)
+
+    @worker.handle_any(FAMILY)
+    async def any_kind(job: aiqueue.Job[aiqueue.RawMessage]) -> None:
+        ran.add(job.message.kind)
+
+    ran: set[str] = set()
+    async with worker.running(client):
+        for n in range(20):
+            told = {headers.KIND: f"k{n}", headers.JOB_ID: f"j{n}", headers.CONTENT_TYPE: "application/json"}
+            told[headers.MSG_ID] = f"j{n}"
+            await client.connection.store(f"ai.{FAMILY}.t{n}", b"{}", told)
+        await eventually(lambda: len(ran) == 20)
+    found = await counters(client)
+    assert {subject.split(".")[-2] for subject in found if ".total." in subject} == {"=other"}
+    tenants = {subject.split(".")[-2] for subject in found if ".tenant." in subject}
+    assert len(tenants) == 3 + len({"=other", "=workers"} & tenants) == 5
+    assert (await read(client, "tenant")).series(FAMILY).sums.done == 20
+
+
+def test_a_million_kinds_and_tenants_take_no_memory_between_two_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace  # noqa: PLC0415
+
+    monkeypatch.setattr(counting, "KEYS_MAX", 100)
+    clock: Any = SimpleNamespace(now=lambda: 0.0, precise=lambda: None)
+    tally = counting.Tally(clock, [(FAMILY, "known")])
+    for n in range(1_000):
+        tally.count_dead(FAMILY, f"t{n}", f"k{n}")
+    found = tally.take()
+    assert len(found) == 101
+    assert sum(each.dead for each in found.values()) == 1_000
+    assert {kind for _, _, kind in found} == {"=other"}
+    assert tally.take() == {}
+
+
+async def test_a_flush_whose_answer_is_lost_counts_once(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushing = flusher_of(client, some(5), some(2))
+    lost = [True, True, False]
+
+    async def unanswered(*given: Any, **options: Any) -> bool:
+        stored = await store_together(*given, **options)
+        if lost.pop(0):
+            raise Unavailable("the answer was lost", maybe_stored=True)
+        return stored
+
+    monkeypatch.setattr(flusher, "store_together", unanswered)
+    for _ in range(2):
+        await flushing.flush()
+        assert (await totals(client))[FAMILY, "k"].done == 5
+    lost.append(False)
+    await flushing.flush()
+    assert (await totals(client))[FAMILY, "k"].done == 7
+    assert (await counters(client, "ai.metrics.flush.*")).popitem()[1] == 2
+
+
+async def test_a_flush_in_doubt_is_looked_up_when_the_stream_may_have_forgotten_its_id(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher, "CHECK_AFTER_S", -1.0)
+    for is_stored in (True, False):
+
+        async def in_doubt(*given: Any, is_stored: bool = is_stored, **options: Any) -> bool:
+            if is_stored:
+                await store_together(*given, **options)
+            raise Unavailable("the answer was lost", maybe_stored=True)
+
+        flushing = flusher_of(client, some(5, kind=f"stored-{is_stored}"))
+        monkeypatch.setattr(flusher, "store_together", in_doubt)
+        await flushing.flush()
+        await client.connection.api("STREAM.UPDATE.AI_METRICS", await _config(client, duplicate_window=10**8))
+        await asyncio.sleep(0.3)  # the stream forgets the id
+        monkeypatch.setattr(flusher, "store_together", store_together)
+        await flushing.flush()
+        assert (await totals(client))[FAMILY, f"stored-{is_stored}"].done == 5
+
+
+async def _config(client: aiqueue.Client, **changed: Any) -> dict[str, Any]:
+    return {**(await client.connection.api("STREAM.INFO.AI_METRICS"))["config"], **changed}
+
+
+async def test_a_flush_counts_once_though_the_server_is_killed_before_it_answers_and_others_have_counted_since(
+    own_server: Any, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    """A restarted server knows the ids of stored messages only, and a counter is replaced at each increment: so the
+    first message of a flush, which has its id, is on a subject of its own.
+    """
+    server = own_server()
+    async with aiqueue.connect(server.url, families=[FAMILY], user=server.user, password=server.password) as client:
+        await aiqueue.topology.provision.apply(client.connection, client.topology)
+        mine, other = flusher_of(client, some(5)), flusher_of(client, some(100), some(1_000))
+
+        async def unanswered(*given: Any, **options: Any) -> bool:
+            await store_together(*given, **options)
+            raise Unavailable("the answer was lost", maybe_stored=True)
+
+        monkeypatch.setattr(flusher, "store_together", unanswered)
+        await mine.flush()
+        monkeypatch.setattr(flusher, "store_together", store_together)
+        await other.flush()
+        server.kill()
+        server.start()
+
+        async def all_are_counted() -> bool:
+            await other.flush()  # one of them may find the connection lost
+            await mine.flush()
+            return bool((await totals(client))[FAMILY, "k"].done >= 1_105)
+
+        await eventually(all_are_counted)
+        await mine.flush()
+        assert (await totals(client))[FAMILY, "k"].done == 1_105
+
+
+async def test_without_the_stream_workers_go_on_with_one_line_in_the_log_until_it_is_there(
+    client: aiqueue.Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    config = await _config(client)
+    await client.connection.api("STREAM.DELETE.AI_METRICS")
+    monkeypatch.setattr(flusher, "EVERY_S", 0.05)
+    monkeypatch.setattr(flusher, "PAUSE_S", 0.1)
+    worker = aiqueue.Worker()
+    worker.handle(Other)(lambda job: 1)
+    with caplog.at_level(logging.WARNING, "aiqueue.metrics"):
+        async with worker.running(client):
+            assert await (await client.enqueue(Other(), tenant="acme")).result(timeout=20) == 1
+            await eventually(lambda: caplog.messages)
+            await asyncio.sleep(0.5)
+            assert len(caplog.messages) == 1
+            assert "not counted in the history" in caplog.text
+            assert "aiqueue apply" in caplog.text
+            await client.connection.api("STREAM.CREATE.AI_METRICS", config)
+            await eventually(lambda: counters(client))
+            assert await (await client.enqueue(Other(), tenant="acme")).result(timeout=20) == 1
+    assert len(caplog.messages) == 1
+    assert (await totals(client))[FAMILY, "another"].done == 1  # what was counted before is not made up
+
+
+async def test_a_worker_without_the_permission_runs_its_jobs(
+    own_server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    monkeypatch.setattr(flusher, "EVERY_S", 0.05)
+    denied = json.dumps({"publish": {"deny": ["ai.metrics.>"]}})
+    server = own_server(
+        "authorization { users: [ { user: all, password: p }, "
+        f"{{ user: less, password: p, permissions: {denied} }} ] }}"
+    )
+    async with aiqueue.connect(server.url, user="all", password="p", families=[FAMILY]) as client:
+        await aiqueue.topology.provision.apply(client.connection, client.topology)
+    async with aiqueue.connect(server.url, user="less", password="p", families=[FAMILY]) as client:
+        worker = aiqueue.Worker()
+        worker.handle(Other)(lambda job: 1)
+        with caplog.at_level(logging.WARNING):
+            async with worker.running(client):
+                assert await (await client.enqueue(Other(), tenant="acme")).result(timeout=20) == 1
+                await eventually(lambda: "ai.metrics" in caplog.text)
+                await asyncio.sleep(0.5)
+                assert await (await client.enqueue(Other(), tenant="acme")).result(timeout=20) == 1
+        assert [each for each in caplog.messages if "ai.metrics" in each] == [caplog.messages[0]]
+        assert await counters(client) == {}
+
+
+async def test_a_time_in_which_nobody_has_reported_is_a_gap_and_one_without_jobs_is_none(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [client.connection.clock.now() // 60 * 60]
+    monkeypatch.setattr(client.connection.clock, "now", lambda: now[0])
+    flushing = flusher_of(client, some(3), {}, some(4))
+    minutes = History(client.connection, client.topology, "minute", since_s=300)
+    for ago in (240, 120, 0):
+        now[0] += 10
+        at, now[0] = now[0], now[0] - ago
+        await flushing.flush()
+        now[0] = at
+    await minutes.update()
+    points = minutes.series(FAMILY, "k").points
+    assert [None if each.sums is None else each.sums.done for each in points] == [None, 3, None, 0, None, 4]
+    assert [each.workers for each in points] == [0, 1, 0, 1, 0, 1]
+    assert [each.rate is None for each in points] == [True, False, True, False, True, False]
+    assert (points[1].length_s, points[-1].length_s) == (60, 30)
+
+
+async def test_a_history_that_is_kept_reads_only_what_has_changed_and_notices_a_new_stream(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushing = flusher_of(client, some(3), some(4), some(5))
+    minutes = History(client.connection, client.topology, "minute", since_s=300)
+    read_of = Connection.read
+    pages: list[int] = []
+
+    def noted(self: Connection, *given: Any, **options: Any) -> Any:
+        pages.append(options["seq"])
+        return read_of(self, *given, **options)
+
+    monkeypatch.setattr(Connection, "read", noted)
+    for expected in (3, 7):
+        await flushing.flush()
+        await minutes.update()
+        assert minutes.series(FAMILY).sums.done == expected
+    assert pages[0] == 1 < pages[1]
+    config = await _config(client)
+    await client.connection.api("STREAM.DELETE.AI_METRICS")
+    await client.connection.api("STREAM.CREATE.AI_METRICS", config)
+    await flushing.flush()
+    await minutes.update()
+    assert minutes.series(FAMILY).sums.done == 5
+    monkeypatch.setattr(client.connection.clock, "now", lambda: minutes.now + 600)
+    await minutes.update()
+    assert not minutes.families
+
+
+async def test_counters_of_minutes_are_removed_after_two_days_and_others_stay(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await flusher_of(client, some(3)).flush()
+    assert not await retention.drop_old_minutes(client.connection, "AI_METRICS")
+    assert await counters(client, "ai.metrics.minute.>")
+    now = client.connection.clock.now()
+    monkeypatch.setattr(client.connection.clock, "now", lambda: now + 50 * 3600)
+    assert await retention.drop_old_minutes(client.connection, "AI_METRICS")
+    assert not await retention.drop_old_minutes(client.connection, "AI_METRICS")
+    assert not await counters(client, "ai.metrics.minute.>")
+    assert (await totals(client))[FAMILY, "k"].done == 3
+
+
+async def test_many_counters_are_flushed_in_several_batches(client: aiqueue.Client) -> None:
+    many: dict[tuple[str, str, str], Counts] = {}
+    for n in range(800):
+        many |= some(n + 1, kind=f"k{n}")
+    await flusher_of(client, many).flush()
+    found = await totals(client)
+    assert [found[FAMILY, f"k{n}"].done for n in range(800)] == list(range(1, 801))
+    assert (await counters(client, "ai.metrics.flush.*")).popitem()[1] == 3

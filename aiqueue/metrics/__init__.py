@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from .flusher import EVERY_S, Flusher
 from .history import History, Point, Series, read_history_if_there
+from .metric_subjects import OTHER
 from .sums import LONGEST, OUTCOMES, SHORTEST, Counts, JobSums, percentile
 
 __all__ = [
     "EVERY_S",
     "LONGEST",
+    "OTHER",
     "OUTCOMES",
     "SHORTEST",
     "Counts",

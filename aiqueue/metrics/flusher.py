@@ -17,11 +17,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from .. import headers, metric_subjects, subjects
+from .. import headers, subjects
 from ..connection import Connection, store_together
 from ..errors import AccessDenied, AIQueueError, NotFound, Unavailable
-from ..metric_subjects import OTHER, WORKERS, Level, MetricKey
 from ..topology import Topology
+from . import metric_subjects
+from .metric_subjects import OTHER, WORKERS, Level, MetricKey
 from .retention import drop_old_minutes
 from .sums import Counts
 

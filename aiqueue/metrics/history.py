@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from ..connection import Connection
 from ..errors import NotFound
-from ..metric_subjects import LEVEL_S, OTHER, WORKERS, Level, MetricKey, metric_filter, parse_metric
 from ..topology import Topology
+from .metric_subjects import LEVEL_S, OTHER, WORKERS, Level, MetricKey, metric_filter, parse_metric
 from .sums import JobSums
 
 PAGE = 1_000  # counters that are read at once

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..connection import Connection
-from ..metric_subjects import metric_filter, parse_metric
+from .metric_subjects import metric_filter, parse_metric
 
 MINUTES_S = 48 * 3600.0  # how long counters of minutes are kept
 LATE_S = 3600.0  # at least so many more are removed at once

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from .. import metric_subjects, subjects
+from .. import subjects
 from ..errors import TopologyError, UnknownFamily
 from . import overlay
 from .family import Family, check_retention, lane_name, make_family, require_disjoint
@@ -224,6 +224,10 @@ class Topology:
         return UnknownFamily(name, tuple(sorted(self.families)), f"; {advice}" if advice else "")
 
 
+_METRICS = (  # as the room metrics builds them
+    "ai.metrics.minute.*.*.*.*.*", "ai.metrics.hour.*.*.*.*.*", "ai.metrics.total.*.*.*.*",
+    "ai.metrics.tenant.*.*.*.*.*", "ai.metrics.flush.*",
+)  # fmt: skip
 _SUBJECTS: Mapping[Role, list[str]] = {  # of streams that no name or family decides on
     "dead": [subjects.dead("*.*")],
     "checkpoints": [subjects.checkpoints("*.*", "*", "*", "*")],
@@ -233,7 +237,7 @@ _SUBJECTS: Mapping[Role, list[str]] = {  # of streams that no name or family dec
     "recent": [subjects.recent("*", "*")],
     "rag": [f"{subjects.RAG_STORES}.>"],
     "audit": [f"{subjects.AUDIT}.*"],
-    "metrics": metric_subjects.metric_filters(),
+    "metrics": list(_METRICS),
 }
 
 

@@ -27,7 +27,7 @@ PROFILES = ("single", "cluster")
 _ROLES = tuple(each for each in get_args(Role) if each != "work")
 
 _JOURNAL = re.compile(rf"ai\.{subjects.TOKEN.pattern}\.{subjects.TOKEN.pattern}")
-_FLUSHES = "metrics.flush"  # its lanes would have the subjects of `metric_subjects.flush`
+_FLUSHES = "metrics.flush"  # its lanes would have the subjects of `metrics.metric_subjects.flush`
 _RESERVED = ("dead", "parked", "ticks")  # ai.dead.…, ai.parked.… and ai.ticks.… are used by aiqueue itself
 
 _WEIGHT_MIN, _WEIGHT_MAX = 0.01, 100.0

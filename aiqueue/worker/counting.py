@@ -10,8 +10,7 @@ from typing import Any, Self
 from ..client import Client
 from ..connection import ServerClock
 from ..lanes import Delivery
-from ..metric_subjects import OTHER
-from ..metrics import LONGEST, SHORTEST, Counts, Flusher
+from ..metrics import LONGEST, OTHER, SHORTEST, Counts, Flusher
 from .opening import OpenedJob
 from .rehearsal import Noted, SettledAttempt, current_rehearsal
 

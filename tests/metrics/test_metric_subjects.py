@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiqueue.metric_subjects import OTHER, MetricKey, metric, metric_filter, metric_filters, parse_metric
+from aiqueue.metrics.metric_subjects import OTHER, MetricKey, metric, metric_filter, metric_filters, parse_metric
 from aiqueue.topology.declared import Topology, bundled_directory
 
 KEYS = [
@@ -26,6 +26,10 @@ def test_each_counter_has_its_subject(key: MetricKey, subject: str) -> None:
     assert _matches(metric_filter(key.level), subject)
     assert _matches(metric_filter(key.level, key.family), subject)
     assert not _matches(metric_filter(key.level, "some.others"), subject)
+
+
+def test_the_stream_stores_these_subjects() -> None:
+    assert Topology.build(_bundled()).streams["AI_METRICS"].config["subjects"] == metric_filters()
 
 
 @pytest.mark.parametrize(

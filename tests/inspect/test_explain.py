@@ -18,7 +18,7 @@ from aiqueue.enqueue import Forwarder
 from aiqueue.errors import NotFound, QueueFull
 from aiqueue.gateway.budget_use import BudgetUse
 from aiqueue.gateway.budgets import Budget, BudgetSpent
-from aiqueue.inspect import lane_scan, workers
+from aiqueue.inspect import lane_scan, worker_stats
 from aiqueue.worker import overflow, unknown_kinds
 
 from ..enqueue.test_full import DISK, opened
@@ -302,7 +302,7 @@ async def test_it_was_delivered_and_nobody_holds_it(
     assert (found["reason"], found["evidence"][0]) == ("worker_stalled", "at app.py:9 in f")
     await announce(client, jobs=[job], answers=False)
     assert (await why(handle))["reason"] == "running"
-    monkeypatch.setattr(workers, "SILENT_S", -1.0)  # killed, and of a former version: it runs nothing any more
+    monkeypatch.setattr(worker_stats, "SILENT_S", -1.0)  # killed, and of a former version: it runs nothing any more
     assert (await why(handle))["reason"] == "worker_lost"
 
 

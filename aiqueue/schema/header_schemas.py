@@ -163,6 +163,7 @@ def entry_headers() -> dict[str, Any]:
         HeaderField(
             headers.STARTED_AT, "When the handler was called, in seconds since the epoch.", {"pattern": _NUMBER}
         ),
+        HeaderField(headers.READ_KIND, "The kind of the job. Of entries that end a run, if the kind is known."),
         HeaderField(headers.LOST, "How many chunks before this entry were dropped, because storage was full."),
         *_DOCUMENTS,
     )

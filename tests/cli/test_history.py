@@ -86,7 +86,7 @@ def test_families_kinds_and_tenants_are_shown_with_their_outcomes_and_times(cli:
     assert by_family[1].split()[-1] == "354ms/3.5s/3.9s"
     by_kind = cli("history", "agent.tasks").stdout
     assert "page.render " in by_kind
-    assert "\n(all others)  " in by_kind
+    assert "\n(all others) " in by_kind
     assert "(all others): kinds without a handler" in by_kind
     by_tenant = cli("history", "agent.tasks", "--tenants").stdout
     assert "tenant-page.render"[:6] in by_tenant

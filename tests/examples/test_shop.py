@@ -207,7 +207,7 @@ def _act(shop: Shop, mails: list[str], later: str, refused: str, long: list[str]
     ask = shop.ask
     limited = shop.read("explain", mails[-1])
     assert (limited["state"], limited["reason"]) == ("queued", "limit")
-    assert "2 jobs of" in ask("aiqueue jobs cancel --kind mail --dry-run")
+    assert "2 jobs would be cancelled" in ask("aiqueue jobs cancel --kind mail --dry-run")
     ask("aiqueue limits set shop.jobs smtp --requests 30")
     assert "30 requests in 1h" in shop.run("limits", "ls")
     for family in ("shop.jobs", "shop.reports"):

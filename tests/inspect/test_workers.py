@@ -17,7 +17,7 @@ import aiqueue
 from aiqueue import headers, subjects
 from aiqueue.cli.app import app
 from aiqueue.errors import BadInput, NotFound, UnknownFamily
-from aiqueue.inspect import Holder, WorkerStats, ask_holder, parse_workers, workers
+from aiqueue.inspect import Holder, WorkerStats, ask_holder, parse_workers, worker_stats
 from aiqueue.lanes import WorkerRecords
 
 from ..support import Account, eventually
@@ -242,7 +242,7 @@ async def test_nothing_in_a_record_reaches_a_terminal_raw(client: aiqueue.Client
             assert max(map(len, shown.splitlines())) <= int(columns)
     assert not set(await cli("workers", "--json")) & set("\x1b\x07\x9b\r\u202e\u2066")
     for form in ([], ["--json"]):
-        shown = await cli("workers", evil[: workers.TEXT_MAX], *form)
+        shown = await cli("workers", evil[: worker_stats.TEXT_MAX], *form)
         assert not set(shown) & set("\x1b\x07\x9b\r\u202e\u2066")
         assert "stalled" in shown
 

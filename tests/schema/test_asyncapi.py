@@ -115,7 +115,7 @@ def test_the_headers_are_those_of_the_wire_contract(document: Any) -> None:
     schemas = print_schema()["components"]["schemas"]
     jobs = {name for key in ("agent.tasks", "gateway.requests", "rag.ingest", "rag.queries")
             for name in all_headers(document, schemas[f"headers.{key}"])}  # fmt: skip
-    wanted = _table("Headers of a job") - {"header_fields", "model", "traceparent"}
+    wanted = _table("Headers of a job") - {"header_fields", "model", "traceparent", "tracestate"}
     assert wanted <= jobs
     assert jobs - wanted == {"model"}
     assert set(schemas["headers.agent.message"]["properties"]) - {"Content-Type"} == _table("Mail")

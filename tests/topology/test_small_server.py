@@ -86,8 +86,8 @@ def test_a_server_of_1_gb_takes_one_family_by_the_command_line(small_server: Nat
         assert done.exit_code == code, done.output
         return done.output
 
-    assert run("apply").count("+ create stream") == 12
-    assert "12 streams as declared" in run("plan")
+    assert run("apply").count("+ create stream") == 13
+    assert "13 streams as declared" in run("plan")
 
     async def perform() -> str:
         async with connect(small_server, families=["agent.tasks"]) as client, make_worker().running(client):

@@ -16,6 +16,8 @@ from .ack_window import AckWindow
 from .key_pool import KeyPool
 from .refusals import PullLimits
 
+UNLIMITED = 1 << 30
+SMALL_CAP = 256  # jobs; of a lane with at most so many in flight, other workers may well hold all that are allowed
 SETTLED_S = 0.1  # after the last delivery of a lane to be removed: by then its ack should have reached the server
 
 
@@ -115,18 +117,16 @@ class Delivery:
 class Turn(fairness.StrideState):
     """What the lanes of a tenant and priority share: their place among others, and the cap of jobs under way.
 
-    `running`: deliveries of these lanes that have a slot. `pending`: how many jobs may be asked for now. `cap`: the
+    `running`: deliveries of these lanes that have a slot. `wanted`: how many jobs may be asked for now. `cap`: the
     tenant's max_ack_pending, of which the server knows only for each lane by itself.
     """
-
-    granted = 0  # `pending` has what is granted taken off already
 
     def __init__(self, rank: int, weight: float, cap: int) -> None:
         super().__init__(rank=rank, weight=weight)
         self.cap = cap
         self.lanes: list[LanePull] = []
         self.running = 0
-        self.pending = 0
+        self.wanted = 0
         self._next = 0
 
     @property
@@ -166,6 +166,10 @@ class LanePull(fairness.StrideState):
     `pending`: jobs that the server holds for this consumer, as last known. `last_heard_at`: when the last message or
     status came; `last_delivery_at`: when the last job came; `jobs_reported_at`: when a poll or hint last reported jobs
     in the lane; all in monotonic seconds.
+
+    `cap`: its max_ack_pending, the deliveries that all workers may have of it at a time. `running`: those that have a
+    slot here. `is_full`: it gets no grants until one of its runs here ends. `may_be_silent`: the server may leave its
+    grants without an answer, because other workers hold all that it may have in flight.
     """
 
     key: Lane
@@ -178,6 +182,10 @@ class LanePull(fairness.StrideState):
     standing_request: int = 0  # the request number of the standing pull, 0: none
     standing_credits: int = 0
     waiting: int = 0  # deliveries in the worker that have no slot yet
+    running: int = 0
+    cap: int = UNLIMITED
+    is_full: bool = False
+    may_be_silent: bool = False
     last_heard_at: float = 0.0
     last_delivery_at: float = 0.0
     jobs_reported_at: float = 0.0
@@ -206,6 +214,36 @@ class LanePull(fairness.StrideState):
     def granted(self) -> int:
         """Credits of its open grants."""
         return sum(self.grants.values())
+
+    @property
+    def room(self) -> int:
+        """How many more deliveries it may have here."""
+        return self.cap - self.running - self.waiting - self.granted
+
+    @property
+    def wanted(self) -> int:
+        """How many more of its jobs may be asked for."""
+        granted = sum(self.grants.values())
+        jobs, room = self.pending - granted, self.cap - self.running - self.waiting - granted
+        return min(jobs, room)
+
+    def begin_run(self) -> None:
+        """A delivery got a slot."""
+        self.running += 1
+        if self.turn is not None:
+            self.turn.running += 1
+
+    def end_run(self) -> None:
+        """The run of a delivery has ended."""
+        self.running -= 1
+        if self.turn is not None:
+            self.turn.running -= 1
+
+    def set_cap(self, cap: int) -> None:
+        """Note its max_ack_pending; 0 or less: none. The lanes of a turn have theirs in common."""
+        if self.turn is None:
+            self.cap = cap if cap > 0 else UNLIMITED
+            self.may_be_silent = self.may_be_silent or self.cap <= SMALL_CAP
 
     @property
     def is_held_back(self) -> bool:

@@ -284,21 +284,21 @@ class LaneDiscovery:
         except AIQueueError as error:
             self._consumers.report_once(lane, str(error), served=False)
         else:
-            self._start_pulling(family, waiting, name, created=timestamp(info["created"]))
+            self._start_pulling(family, waiting, name, info)
         finally:
             self._opening.pop(lane, None)
             self._hinted.discard(lane)
 
-    def _start_pulling(self, family: Family, waiting: LaneInLine, consumer: str, *, created: float) -> None:
-        """Add a lane to the puller."""
-        lane = waiting.lane
-        may_wait = _may_wait(family, lane)
+    def _start_pulling(self, family: Family, waiting: LaneInLine, consumer: str, info: dict[str, Any]) -> None:
+        """Add a lane to the puller. `info`: what the server says of its consumer."""
+        lane, may_wait = waiting.lane, _may_wait(family, waiting.lane)
         pull = LanePull(
             lane, family.stream, consumer, family.ack_wait_s, pending=waiting.jobs, rank=waiting.rank,
-            weight=waiting.weight, created=created, may_wait=may_wait, paused=self._is_paused(lane),
+            weight=waiting.weight, created=timestamp(info["created"]), may_wait=may_wait, paused=self._is_paused(lane),
             remove_when_drained=may_wait and waiting.jobs >= BACKLOG_MIN and lane not in self._hinted,
         )  # fmt: skip
         self._open_pull(pull)
+        pull.set_cap(info["config"].get("max_ack_pending", 0))
         (pull.turn or pull).served_at = waiting.served_at  # it has aged in line
         pull.turn_pass -= waiting.debt
 

@@ -33,16 +33,15 @@ class StrideState:
 
 
 class Schedulable(Protocol):
-    """What `share_budget` needs of a lane. `pending`: jobs on the server; `granted`: those asked for already."""
+    """What `share_budget` needs of a lane. `wanted`: how many more of its jobs may be asked for."""
 
     rank: int
     weight: float
     pass_value: float
     served_at: float
-    pending: int
 
     @property
-    def granted(self) -> int: ...
+    def wanted(self) -> int: ...
 
 
 class StrideClock:
@@ -75,7 +74,7 @@ def share_budget(
 ) -> list[tuple[L, int]]:
     """Share `budget` jobs among lanes. Return each served lane with its number of jobs.
 
-    No lane gets more than it holds (`pending` less `granted`), and nothing is left over while a lane holds jobs.
+    No lane gets more than is `wanted` of it, and nothing is left over while a lane wants more.
 
     1. Aged lanes, those not served for AGED_AFTER_S below the highest rank present, get one job each, the longest
        waiting first. Their number is bounded by ``aged_credit + AGED_SHARE * budget``. What they leave unused carries
@@ -120,7 +119,7 @@ def _share_by_stride(
     heapq.heapify(heap)
     while budget > 0 and heap:
         _, _, number, lane = heap[0]
-        wanted = lane.pending - lane.granted - given.get(lane, 0)
+        wanted = lane.wanted - given.get(lane, 0)
         if wanted <= 0:
             heapq.heappop(heap)
             continue

@@ -23,7 +23,7 @@ def share_with_keys(
     turns: dict[Turn, list[LanePull]] = {}
     pools: dict[KeyPool, int] = {}
     for lane in busy:
-        wanted = lane.pending - lane.granted
+        wanted = lane.wanted
         if wanted <= 0:
             continue
         if lane.turn is None:
@@ -34,20 +34,20 @@ def share_with_keys(
         room = max(0, turn.room)  # for more jobs than that, others may have the credits
         for lane in lanes:
             if lane.pool is not None:
-                pools[lane.pool] = pools.get(lane.pool, 0) + min(lane.pending - lane.granted, room)
+                pools[lane.pool] = pools.get(lane.pool, 0) + min(lane.wanted, room)
     free = {pool: pool.want(min(wanted, budget)) for pool, wanted in pools.items()}
     rooms: dict[LanePull, int] = {}
     for turn in sorted(turns, key=lambda each: each.rank):
         for lane in turns[turn]:
-            wanted = lane.pending - lane.granted
+            wanted = lane.wanted
             if lane.pool is not None:
                 wanted = min(wanted, free[lane.pool])
                 free[lane.pool] -= wanted
             elif lane.key.key:
                 wanted = min(wanted, max(0, SHARED_ROOM - lane.asking - lane.granted))
             rooms[lane] = wanted
-        turn.pending = min(sum(rooms[each] for each in turns[turn]), turn.room)
-    wanting: list[LanePull | Turn] = [*plain, *(each for each in turns if each.pending > 0)]
+        turn.wanted = min(sum(rooms[each] for each in turns[turn]), turn.room)
+    wanting: list[LanePull | Turn] = [*plain, *(each for each in turns if each.wanted > 0)]
     shares: list[tuple[LanePull, int]] = []
     for each, jobs in fairness.share_budget(clock, wanting, budget, now, step=step):
         shares += each.share(rooms, jobs) if isinstance(each, Turn) else [(each, jobs)]

@@ -184,6 +184,12 @@ class Puller:
         """A job went back to a lane whose key has no credit: the lane gets grants only, once there is one."""
         self._set_pending(lane, max(lane.pending, 1))
 
+    def note_room(self, lane: LanePull) -> None:
+        """A lane that was full may have more deliveries."""
+        lane.is_full = False
+        if self._lanes.get(lane.token) is lane:
+            self._set_pending(lane, lane.pending)
+
     def pull_again(self, lane: LanePull) -> None:
         """Give a drained lane a pull after all: it is not removed."""
         self._set_pending(lane, lane.pending)
@@ -199,7 +205,7 @@ class Puller:
             if self.has_keys:
                 shares = share_with_keys(self._clock, self.busy, budget, time.monotonic(), step=step)
             else:
-                wanting = [lane for lane in self.busy if lane.pending > lane.granted]
+                wanting = [lane for lane in self.busy if lane.wanted > 0]
                 shares = fairness.share_budget(self._clock, wanting, budget, time.monotonic(), step=step)
             for lane, jobs in shares:
                 self._open_grant(lane, jobs)
@@ -222,13 +228,14 @@ class Puller:
                 lane.standing_request and quiet_s > HEARTBEATS_LOST * lane.limits.heartbeat_s
             ):
                 log.info("lane %s: no reply to a pull request for %.0f s; pulling again", lane.key, quiet_s)
+                lane.may_be_silent |= bool(lane.grants) and lane.turn is None
                 self._forget_pulls(lane)
                 self._set_pending(lane, max(lane.pending, 1))
 
     def _set_pending(self, lane: LanePull, pending: int) -> None:
         """Store how many jobs the server holds for a lane, and decide which kind of pull the lane gets next.
 
-        1. Jobs on the server: grants.
+        1. Jobs on the server: grants, unless the worker has as many of the lane as may be in flight.
         2. None, and a pull is open, or the lane is to be released: nothing now.
         3. None, and no pull is open: a standing pull, unless `drained` takes the lane.
         A kind of pull that is paused is not chosen. A lane that is paused, or in line, gets none.
@@ -239,7 +246,8 @@ class Puller:
             self._without_pull.pop(lane, None)
             return
         if pending > 0:
-            if lane.limits.grants_paused:
+            lane.is_full = lane.room <= 0
+            if lane.is_full or lane.limits.grants_paused:
                 self.busy.discard(lane)
             elif lane not in self.busy:
                 if lane.turn is None or not any(each in self.busy for each in lane.turn.lanes):
@@ -258,13 +266,15 @@ class Puller:
         """Open a grant for `jobs`, or several where the server allows smaller ones only."""
         while jobs > 0:
             batch = min(jobs, lane.limits.batch_max)
-            number = self._send_pull(lane, {"batch": batch, "no_wait": True})
+            number = self._send_pull(lane, lane.limits.grant_request(batch, expires=lane.may_be_silent))
             if not number:
                 return
             lane.grants[number] = batch
             self.granted += batch
             self.asked += batch
             jobs -= batch
+        if lane.room <= 0:
+            self._set_pending(lane, lane.pending)
 
     def _open_standing_pull(self, lane: LanePull, batch: int) -> None:
         batch = min(batch, lane.limits.batch_max)

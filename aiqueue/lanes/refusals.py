@@ -9,6 +9,7 @@ from ..units import seconds
 
 EXPIRES_S = 30.0
 HEARTBEAT_S = 5.0
+GRANT_EXPIRES_S = 0.5
 BATCH_MAX = 1_000_000
 PAUSE_FIRST_S, PAUSE_CAP_S = 0.1, 5.0  # before the third request in a row, doubled for each later one
 SHORT_EXPIRES_S = 1.0  # a standing pull that expires earlier is opened once in this time
@@ -35,6 +36,18 @@ class PullLimits:
         """Return a standing pull for at most `batch` jobs."""
         heartbeat_s = min(self.heartbeat_s, self.expires_s / 2)
         return {"batch": batch, "expires": int(self.expires_s * 1e9), "idle_heartbeat": int(heartbeat_s * 1e9)}
+
+    def grant_request(self, batch: int, *, expires: bool) -> dict[str, int | bool]:
+        """Return a grant of `batch` jobs.
+
+        Of a lane that has as many jobs in flight as it may, the server (2.15.1) leaves it open without a word, until
+        one of them ends. One that `expires` has an answer within GRANT_EXPIRES_S. If the lane is empty it has that no
+        sooner, so others do not expire.
+        """
+        request: dict[str, int | bool] = {"batch": batch, "no_wait": True}
+        if expires:
+            request["expires"] = int(min(GRANT_EXPIRES_S, self.expires_s) * 1e9)
+        return request
 
     def learn_limit(self, description: str) -> str:
         """Keep to the limit that the server's text names. Returns it for a log; "": no limit below ours is named."""

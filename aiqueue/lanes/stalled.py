@@ -50,6 +50,7 @@ class StalledLaneWatch:
         self._cleared: dict[LanePull, float] = {}  # when the lane was checked and not stalled, monotonic seconds
         self._repairs = 0  # since all was well for RECOVERED_S
         self._repaired_at = 0.0
+        self._caps_read = 0
         self.stalled_since: float | None = None
 
     def start(self) -> None:
@@ -68,6 +69,7 @@ class StalledLaneWatch:
             await asyncio.sleep(CHECK_EVERY_S)
             try:
                 await self._check()
+                await self._read_cap()
             except AIQueueError as error:
                 log.debug("checking for stalled lanes: %s", error)
             except Exception:
@@ -107,6 +109,17 @@ class StalledLaneWatch:
             self.stalled_since = None
         if self._repairs and now - self._repaired_at > RECOVERED_S and self.stalled_since is None:
             self._repairs = 0
+
+    async def _read_cap(self) -> None:
+        """Read the max_ack_pending of one lane that is full, another one each time: it may have been changed."""
+        full = [lane for lane in self._puller.lanes if lane.is_full]
+        if full and self._connection.connected:
+            self._caps_read += 1
+            lane = full[self._caps_read % len(full)]
+            info = await self._connection.api(f"CONSUMER.INFO.{lane.stream}.{lane.consumer}")
+            lane.set_cap(info["config"].get("max_ack_pending", 0))
+            if lane.room > 0:
+                self._puller.note_room(lane)
 
     def _quiet_lanes(self, now: float) -> list[LanePull]:
         """Return up to CHECKED_MAX lanes with reported jobs and no delivery for QUIET_S, suspects first."""

@@ -384,8 +384,7 @@ class Session:
         """Start a task that runs the delivery, whose job does not run here."""
         assert self.runner is not None
         self._running[delivery.location] = delivery
-        if (turn := delivery.lane.turn) is not None:
-            turn.running += 1
+        delivery.lane.begin_run()
         # not asyncio.create_task: asking for the running loop is a system call (getpid) in Python 3.11
         delivery.task = self._loop.create_task(self.runner.run_delivery(delivery), context=self._base_context.copy())
 
@@ -397,8 +396,9 @@ class Session:
         self._mean_handler_s = took_s if mean_s is None else mean_s + SMOOTHING * (took_s - mean_s)
         self.leases.drop_lease(delivery.reply)
         del self._running[delivery.location]
-        if (turn := delivery.lane.turn) is not None:
-            turn.running -= 1
+        delivery.lane.end_run()
+        if delivery.lane.is_full:
+            self.puller.note_room(delivery.lane)
         delivery.task = None  # its context holds the job, and the job the delivery
         self.done += 1
         if self._last_ended is not None and not self._running and not self._last_ended.done():

@@ -16,6 +16,10 @@ class Lane(StrideState):
     pending: int = 0
     granted: int = 0
 
+    @property
+    def wanted(self) -> int:
+        return self.pending - self.granted
+
 
 def given_to(clock: StrideClock, lanes: list[Lane], budget: int, now: float = 0.0) -> dict[str, int]:
     return {lane.name: jobs for lane, jobs in share_budget(clock, lanes, budget, now)}

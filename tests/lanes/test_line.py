@@ -38,7 +38,10 @@ class Placed(StrideState):
     pending: int = 1_000
     turn_at: float = 0.0
     turn_jobs: float = 0.0
-    granted: int = 0
+
+    @property
+    def wanted(self) -> int:
+        return self.pending
 
     @property
     def given_at(self) -> float:

@@ -130,6 +130,24 @@ async def test_beside_lanes_with_long_handlers_another_tenants_job_starts_at_onc
     assert set(ran.times.values()) == {1}
 
 
+async def test_lanes_with_as_many_jobs_in_flight_as_may_be_take_no_place(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    change(client, max_ack_pending=1)
+    await fill(client, jobs=3)
+    ran = Ran(held=tuple(TENANTS), concurrency=50)
+    async with ran.worker.running(client) as session:
+        await eventually(lambda: session.running == len(TENANTS))
+        await eventually(lambda: not session.puller.busy and not session.discovery.in_line)
+        assert session.puller.asked == len(TENANTS)
+        await client.enqueue(Echo(), tenant="late")
+        await eventually(lambda: ran.times["late", 0] == 1)
+        ran.release.set()
+        await eventually(lambda: none_left(client))
+    assert set(ran.times.values()) == {1}
+    assert len(ran.times) == 3 * len(TENANTS) + 1
+
+
 async def test_a_lane_in_line_keeps_its_consumer_while_its_jobs_run(
     client: aiqueue.Client, eventually: Eventually
 ) -> None:

@@ -202,6 +202,7 @@ class LanePull(fairness.StrideState):
     in_line: bool = False  # it stands in line, so it gets no pull; what still arrives is run
     turn_at: float = 0.0  # when it last began to hold jobs or had its turn in line, monotonic seconds
     turn_pass: float = 0.0  # its pass value then
+    owed: float = 0.0  # of its turn: jobs that it was given beyond its last one, divided by its weight
     counts: dict[str, Any] = field(default_factory=dict)  # what the worker counts of its jobs, by kind
     own: Lane = field(init=False)  # `key` without the limited key
 

@@ -300,7 +300,7 @@ class LaneDiscovery:
         self._open_pull(pull)
         pull.set_cap(info["config"].get("max_ack_pending", 0))
         (pull.turn or pull).served_at = waiting.served_at  # it has aged in line
-        pull.turn_pass -= waiting.debt
+        pull.owed = waiting.debt
 
     def _open_pull(self, pull: LanePull) -> None:
         self._open[pull.key] = pull
@@ -340,7 +340,7 @@ class LaneDiscovery:
         pull.jobs_reported_at = waiting.reported_at
         pull.remove_when_drained, pull.settle_s = not waiting.hinted, SETTLED_S
         self._puller.begin_turn(pull, waiting.jobs)
-        pull.turn_pass -= waiting.debt
+        pull.owed = waiting.debt
         self._changed()
 
     def _end_turn(self, pull: LanePull, removal_pays: bool, debt: float) -> None:

@@ -60,14 +60,15 @@ class LaneInLine:
 class Placed(Protocol):
     """What a decision needs of a lane with a place; `delivery.LanePull`.
 
-    `turn_at`: when its turn began, `given_at`: when it was last given a job, monotonic seconds; `turn_jobs`: jobs that
-    it was given in its turn, and before that beyond its last one, divided by its weight.
+    `turn_at`: when its turn began, `given_at`: when it was last given a job, monotonic seconds. `turn_jobs`: jobs that
+    it was given in its turn, `owed`: and beyond its last one, both divided by its weight.
     """
 
     rank: int
     weight: float
     pending: int
     turn_at: float
+    owed: float
 
     @property
     def turn_jobs(self) -> float: ...
@@ -153,7 +154,7 @@ def _turn_is_over(lane: Placed, length: float, now: float) -> bool:
     jobs = lane.turn_jobs
     if jobs <= 0:
         return length > 0 and now - lane.turn_at >= UNSERVED_S
-    if jobs < length:
+    if jobs + lane.owed < length:
         return False
     is_nearly_empty = lane.pending <= FINISH_TURNS * length * lane.weight
     return not is_nearly_empty or jobs >= (1 + FINISH_TURNS) * length

@@ -38,6 +38,7 @@ class Placed(StrideState):
     pending: int = 1_000
     turn_at: float = 0.0
     turn_jobs: float = 0.0
+    owed: float = 0.0
 
     @property
     def wanted(self) -> int:
@@ -170,6 +171,15 @@ def test_the_turns_of_all_lanes_are_as_many_jobs_as_a_round_takes(lanes: int, we
     assert turn_length(lanes, weight, rate) * lanes * weight == pytest.approx(rate * line.ROUND_S)
 
 
+@given(placements, waitings, st.floats(0.1, 100), st.floats(0.0, 1.99))
+def test_a_lane_that_owes_a_turn_is_given_jobs_all_the_same_before_it_leaves(
+    placed: list[Placed], each: list[LaneInLine], length: float, ago: float
+) -> None:
+    for one in placed:
+        one.owed, one.turn_jobs, one.turn_at, one.rank = length, 0.0, 100.0 - ago, 0
+    assert not choose_leaving(placed, filled(each), length, 100.0)
+
+
 @dataclass
 class Simulated:
     """A worker that starts `rate` jobs a second of backlogged lanes, by the decisions of `fairness` and `line`."""
@@ -211,7 +221,7 @@ class Simulated:
             each = self.by_key[waiting.lane]
             self.clock.join(each, self.now)
             each.served_at, each.turn_at = waiting.served_at, self.now
-            self.passes[each.key], each.turn_jobs = each.pass_value - waiting.debt, waiting.debt
+            self.passes[each.key], each.turn_jobs, each.owed = each.pass_value, 0.0, waiting.debt
             self.live.append(each)
         for each, jobs in share_budget(self.clock, self.live, self.rate // 100, self.now, step=6):
             self.starts[each.key] += jobs

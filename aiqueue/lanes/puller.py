@@ -200,7 +200,7 @@ class Puller:
             return
         budget = min(free + extra - self.granted, self.acks.room())
         # a small part of `extra` alone is not worth a request: wait until half of it is missing
-        if self.busy and budget > 0 and budget * 2 >= extra:
+        if self.busy and budget > 0 and budget * 2 >= min(extra, self.acks.unconfirmed_max):
             step = min(STEP_MAX, max(1, extra // 16))  # a large `extra` means short jobs: larger steps, fewer requests
             if self.has_keys:
                 shares = share_with_keys(self._clock, self.busy, budget, time.monotonic(), step=step)

@@ -85,6 +85,7 @@ class Rotation:
         while self.is_full:
             await asyncio.sleep(STEP_S)
             self._step_now()
+        self._puller.acks.unconfirmed_max = UNCONFIRMED_MAX
         self._task = None
 
     def _step_now(self) -> None:

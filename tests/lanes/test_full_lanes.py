@@ -117,3 +117,15 @@ async def test_a_limit_that_is_raised_while_it_is_reached_counts(
         await eventually(lambda: session.running == CAP * len(TENANTS) + 3)
         ran.release.set()
         await eventually(lambda: none_left(client))
+
+
+async def test_a_worker_that_could_hold_more_jobs_than_the_server_may_owe_acks_goes_on(
+    client: aiqueue.Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiqueue.worker.session.prefetch", lambda _slots, _handler_s: 400)
+    ran = Ran(concurrency=20)
+    ran.release.set()
+    async with ran.worker.running(client) as session:
+        session.puller.acks.unconfirmed_max = 96
+        await eventually(lambda: none_left(client))
+    assert set(ran.times.values()) == {1}

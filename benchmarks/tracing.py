@@ -1,7 +1,8 @@
 """What tracing costs a job: CPU of a worker that drains no-op jobs, traced and not, in turn within each round.
 
-- off: the client has no provider of tracers. 1 %: it has the SDK's, with the batch processor and an exporter that drops
-  spans, and one job in a hundred begins a trace.
+- off: the client has no provider of tracers.
+- 0 %: it has the SDK's, with the batch processor and an exporter that drops spans; no job begins a trace.
+- 1 %: the same, and one job in a hundred begins a trace.
 - off, headers; 1 %, headers: each job has a `traceparent`, one in a hundred of them sampled.
 - 100 %: each job begins a trace.
 
@@ -25,10 +26,14 @@ from .common import Noop, empty, message, raw_client, raw_job
 WITHIN_S = 600.0  # of one drain: whatever else the machine does may hold it up
 LIMIT_US = 2.0  # of 1 % above off
 SIDES: dict[str, tuple[float | None, bool]] = {  # the ratio (None: no provider), and whether jobs have headers
-    "off": (None, False), "1 %": (0.01, False), "off, headers": (None, True), "1 %, headers": (0.0, True),
+    "off": (None, False),
+    "0 %": (0.0, False),
+    "1 %": (0.01, False),
+    "off, headers": (None, True),
+    "1 %, headers": (0.0, True),
     "100 %": (1.0, False),
-}  # fmt: skip
-ENQUEUES = 300
+}
+ENQUEUES = 1_000
 PARTS = 5  # of a round: many short ones, because a busy machine changes from one minute to the next
 
 
@@ -101,19 +106,19 @@ async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> str:
     drains: dict[str, list[float]] = {name: [] for name in SIDES}
     enqueues: dict[str, list[float]] = {name: [] for name in ("off", "1 %", "100 %")}
     for number in range(PARTS * rounds):
-        names = list(SIDES) if number % 2 == 0 else list(reversed(SIDES))
-        for name in names:
+        sides = list(SIDES)
+        for name in sides[number % len(sides) :] + sides[: number % len(sides)]:
             ratio, with_headers = SIDES[name]
             traces: Any = "off" if ratio is None else "auto"
             options = settings.with_arguments(traces=traces, trace_ratio=ratio or 0.0)
             await fill(client, jobs // PARTS, with_headers=with_headers)
             async with aiqueue.connect(settings=options, tracer_provider=made) as traced:
                 drains[name].append(await drain_us(traced, jobs // PARTS))
-                if name in enqueues:
+                if name in enqueues and number % PARTS == 0:
                     enqueues[name].append(await enqueue_us(traced))
     lines = [f"{name}: {_shown(found)} a job drained" for name, found in drains.items()]
     lines += [f"{name}: {_shown(found)} an enqueue" for name, found in enqueues.items()]
-    for off, on in (("off", "1 %"), ("off, headers", "1 %, headers"), ("off", "100 %")):
+    for off, on in (("off", "0 %"), ("off", "1 %"), ("off, headers", "1 %, headers"), ("off", "100 %")):
         added = [more - less for more, less in zip(drains[on], drains[off], strict=True)]
         lines.append(f"{on} adds {statistics.median(added):.2f} µs a job to {off} (median of {len(added)} pairs)")
     return "\n".join([*lines, f"(1 % may add {LIMIT_US} at most)"])

@@ -30,7 +30,7 @@ from ..logs import running_job
 from ..mailbox import BOUNCE, Envelope, Mail, ReplySender
 from ..payload import parse_message
 from ..topology import Family
-from ..tracing import TRACEPARENT, Tracing, is_sampled, names, read_parent
+from ..tracing import TRACEPARENT, TRACESTATE, Tracing, is_sampled, names, read_parent
 from .reply_waiter import raw_job_of
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ class MailHandlers:
             names.destination(self._family.name),
             mail.tenant,
             parent=read_parent(headers.find(mail.headers, TRACEPARENT) or ""),
-            tracestate=headers.find(mail.headers, "tracestate") or "",
+            tracestate=headers.find(mail.headers, TRACESTATE) or "",
             run=f"{self._family.name} {mail.id} {self._agent}",
             attributes={
                 names.MESSAGE_ID: mail.id, names.KIND: mail.kind, names.ATTEMPT: mail.attempt,

@@ -6,13 +6,14 @@ of its exporter is logged and never raised. Not here: what the spans are around.
 
 from . import names
 from .finding import find_tracing
-from .trace_context import TRACEPARENT, Parent, is_sampled, read_parent
+from .trace_context import TRACEPARENT, TRACESTATE, Parent, is_sampled, read_parent
 from .tracing import NOT_SENT, NOT_TRACED, NotTraced, OpenSpan, Sending, Tracing, received_trace, running_tracing, span
 
 __all__ = [
     "NOT_SENT",
     "NOT_TRACED",
     "TRACEPARENT",
+    "TRACESTATE",
     "NotTraced",
     "OpenSpan",
     "Parent",

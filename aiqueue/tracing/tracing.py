@@ -82,7 +82,7 @@ class OpenSpan:
 
     def _attach(self) -> None:
         self._token = self._tracing.attach(self._span)
-        if self.is_recording:
+        if _running.get() is not self._tracing and self.is_recording:
             self._was_running = _running.set(self._tracing)
 
     def __enter__(self) -> Self:
@@ -297,7 +297,7 @@ class Tracing:
         """Start a span below the current one. `is_call`: of another service. None: the provider has failed."""
         kind = self._trace.SpanKind.CLIENT if is_call else self._trace.SpanKind.INTERNAL
         try:
-            return OpenSpan(self, self._tracer.start_span(name, kind=kind, attributes=dict(attributes or {})))
+            return OpenSpan(self, self._tracer.start_span(name, kind=kind, attributes=attributes))
         except Exception as error:  # noqa: BLE001  (as above)
             self._log_fault(error)
             return None

@@ -17,7 +17,7 @@ from .. import headers
 from ..attempt import Handler, Outcome, Returned
 from ..client import Client
 from ..lanes import Delivery
-from ..tracing import TRACEPARENT, OpenSpan, Parent, Tracing, is_sampled, names, read_parent, span
+from ..tracing import TRACEPARENT, TRACESTATE, OpenSpan, Tracing, is_sampled, names, read_parent, span
 from .context import JobContext
 from .opening import OpenedJob
 from .runner import Runner
@@ -64,9 +64,13 @@ class TracedRunner(Runner):
             if at < 0:
                 if crc32(plain[1].encode()) >= self._roots_below:  # as `Tracing.begins_trace`
                     return self._run_untraced(delivery)
-            elif block[at + _FLAGS_AT] not in _IS_SET:
+                return self._run_traced(delivery, "", "", plain)
+            if block[at + _FLAGS_AT] not in _IS_SET:
                 return self._run_untraced(delivery)
-        return self._run_traced(delivery)
+        fields = delivery.message.headers
+        return self._run_traced(
+            delivery, headers.find(fields, TRACEPARENT) or "", headers.find(fields, TRACESTATE) or "", plain
+        )
 
     def _is_traced(self, delivery: Delivery) -> bool:
         """Return whether the attempt at a job that is not plain is traced."""
@@ -75,21 +79,25 @@ class TracedRunner(Runner):
             return is_sampled(traceparent)
         return self._tracing.begins_trace(_key_of(delivery))
 
-    async def _run_traced(self, delivery: Delivery) -> None:
-        fields = delivery.message.headers
-        parent: Parent | None = read_parent(headers.find(fields, TRACEPARENT) or "")
+    async def _run_traced(
+        self, delivery: Delivery, traceparent: str, tracestate: str, plain: tuple[str, ...] | None
+    ) -> None:
         lane, queued_s = delivery.own_lane, max(0.0, self._clock.now() - delivery.stored_at)
+        # all at the start, where attributes cost least
+        attributes: dict[str, Any] = {
+            names.PRIORITY: lane.priority,
+            names.QUEUED_S: round(queued_s, 6),
+            names.OUTCOME: "done",  # unless something else becomes of the job
+        }
+        if plain is not None and plain[0] and delivery.delivery_count == 1:
+            attributes |= {names.MESSAGE_ID: plain[1], names.KIND: plain[0], names.ATTEMPT: 1}
         opened = self._tracing.start_process(
             names.destination(lane.family),
             lane.tenant,
-            parent=parent,
-            tracestate=headers.find(fields, "tracestate") or "",
+            parent=read_parent(traceparent) if traceparent else None,
+            tracestate=tracestate,
             run=f"{lane.family} {_key_of(delivery)} {delivery.run}",
-            attributes={
-                names.PRIORITY: lane.priority,
-                names.QUEUED_S: round(queued_s, 6),
-                names.OUTCOME: "done",  # unless something else becomes of the job
-            },
+            attributes=attributes,
         )
         if opened is not None:
             opened.make_current()
@@ -100,7 +108,8 @@ class TracedRunner(Runner):
     def _run_plain(self, delivery: Delivery, opened: OpenedJob, handler: Handler) -> Coroutine[Any, Any, None]:
         """See `Runner._run_plain`."""
         if self._open and (found := self._open.get(delivery)) is not None:
-            _set_job(found, opened)
+            if opened.kind != (delivery.plain or ("",))[0]:  # only its body names it
+                _set_job(found, opened)
             handler = self._traced_handlers[handler]
         return self._run_plain_untraced(delivery, opened, handler)
 
@@ -108,8 +117,10 @@ class TracedRunner(Runner):
         self, delivery: Delivery, opened: OpenedJob, handler: Handler | None, context: JobContext
     ) -> Coroutine[Any, Any, Outcome]:
         """See `Runner._call_handler`."""
-        if handler is not None and not handler.process and delivery in self._open:
-            handler = self._traced_handlers.get(handler, handler)
+        if (found := self._open.get(delivery)) is not None:
+            _set_job(found, opened)
+            if handler is not None and not handler.process:
+                handler = self._traced_handlers.get(handler, handler)
         return super()._call_handler(delivery, opened, handler, context)
 
     def _finish_delivery(

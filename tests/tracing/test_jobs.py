@@ -286,3 +286,21 @@ async def test_a_client_is_not_traced_unless_the_program_has_a_provider(account:
         assert client.tracing is None
     async with recorder.connect(account) as client:
         assert client.tracing is not None
+
+
+async def test_a_retry_that_keeps_no_result_names_its_job_and_its_attempt(
+    client: aiqueue.Client, account: Account, recorder: Recorder
+) -> None:
+    async def page(job: aiqueue.Job[Page]) -> None:
+        if job.attempt == 1:
+            raise ValueError("not yet")
+
+    worker = make_worker(page, result=False, retry=aiqueue.Backoff(first="10ms", attempts=3))
+    async with recorder.connect(account) as traced, worker.running(traced):
+        await traced.enqueue(Page(), tenant="acme", unique="p-1")
+        await recorder.ended(5)
+    processed = [dict(each.attributes or {}) for each in recorder.spans if each.name.startswith("process")]
+    assert [(each["messaging.message.id"], each["aiqueue.attempt"], each["aiqueue.outcome"]) for each in processed] == [
+        ("p-1", 1, "retry"),
+        ("p-1", 2, "done"),
+    ]

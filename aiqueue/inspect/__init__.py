@@ -40,23 +40,26 @@ if TYPE_CHECKING:
     from .doctor import examine
     from .explaining import explain, explain_enqueued, explain_job, explain_lane
     from .lane_evidence import LaneReader
+    from .metrics_exporter import MetricsExporter, Scrape
 
 __all__ = [
     "STATES", "ChildStats", "Explanation", "FamilyStats", "Finding", "FoundJob", "Holder", "JobPage", "JobScan",
     "JobStats", "LaneReader", "LaneStats", "LimitStats", "LimitUse", "ListCursor", "ListFilter", "ListedJob",
-    "ListedOutcome", "ListedState", "Match", "Outcome", "OutcomePage", "OutcomeState", "RunningJob", "ScheduleStats",
-    "Source", "Subject", "TimelineEvent", "WaitingKind", "WorkerStats", "ask_holder", "count_schedules_if_allowed",
-    "describe_limit", "describe_schedule", "describe_waiting", "event_of", "examine", "explain", "explain_enqueued",
-    "explain_job", "explain_lane", "find_and_describe", "find_job", "list_all", "list_outcomes", "list_page",
-    "list_times", "look_up", "make_filter", "make_outcome_filter", "parse_workers", "pause_of", "read_delivered",
-    "read_key_pauses", "read_limits", "read_overrides_if_allowed", "read_pauses", "read_pauses_if_allowed",
-    "read_schedules", "read_sequences", "read_waiting_kinds", "read_workers", "redact_data", "show_payload", "stats",
+    "ListedOutcome", "ListedState", "Match", "MetricsExporter", "Outcome", "OutcomePage", "OutcomeState", "RunningJob",
+    "ScheduleStats", "Scrape", "Source", "Subject", "TimelineEvent", "WaitingKind", "WorkerStats", "ask_holder",
+    "count_schedules_if_allowed", "describe_limit", "describe_schedule", "describe_waiting", "event_of", "examine",
+    "explain", "explain_enqueued", "explain_job", "explain_lane", "find_and_describe", "find_job", "list_all",
+    "list_outcomes", "list_page", "list_times", "look_up", "make_filter", "make_outcome_filter", "parse_workers",
+    "pause_of", "read_delivered", "read_key_pauses", "read_limits", "read_overrides_if_allowed", "read_pauses",
+    "read_pauses_if_allowed", "read_schedules", "read_sequences", "read_waiting_kinds", "read_workers", "redact_data",
+    "show_payload", "stats",
 ]  # fmt: skip
 
 
 _LATE = {
     "examine": "doctor", "explain": "explaining", "explain_enqueued": "explaining", "explain_job": "explaining",
-    "explain_lane": "explaining", "LaneReader": "lane_evidence",
+    "explain_lane": "explaining", "LaneReader": "lane_evidence", "MetricsExporter": "metrics_exporter",
+    "Scrape": "metrics_exporter",
 }  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from ..metrics import CONTENT_TYPE
 
 HEAD_MAX = 16 * 1024  # bytes of a request
 REQUEST_S = 5.0  # to send a request, and to take its answer
-CONNECTIONS_MAX = 64
+CONNECTIONS_MAX = 64  # above it a request is refused, above twice that without an answer
+LINGER_S, LINGER_MAX = 1.0, 64  # how long, and how many pieces, of what a refused client still sends is read
 _PLAIN = "text/plain; charset=utf-8"
 _REASONS = {
     200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
@@ -52,6 +53,9 @@ class MetricsServer:
         task = asyncio.current_task()
         assert task is not None
         busy = len(self._connections) >= CONNECTIONS_MAX
+        if len(self._connections) >= 2 * CONNECTIONS_MAX:
+            writer.transport.abort()
+            return
         self._connections.add(task)
         try:
             status, body, content_type = (503, "too many connections\n", _PLAIN) if busy else await self._answer(reader)
@@ -63,6 +67,8 @@ class MetricsServer:
             writer.write(head.encode() + body.encode())
             async with asyncio.timeout(REQUEST_S):
                 await writer.drain()
+            if status != 200:
+                await _discard_rest(reader, writer)
         except (OSError, TimeoutError, asyncio.CancelledError):  # the client has left, or the server stops
             writer.transport.abort()
         finally:
@@ -92,3 +98,14 @@ class MetricsServer:
         if path == b"/healthz":
             return 200, "ok\n", _PLAIN
         return 200, (await self._exporter.scrape()).text, CONTENT_TYPE
+
+
+async def _discard_rest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read what else the client sends, within limits: a socket that is closed before would take the answer back."""
+    if writer.can_write_eof():
+        writer.write_eof()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            for _ in range(LINGER_MAX):
+                if not await reader.read(HEAD_MAX):
+                    break

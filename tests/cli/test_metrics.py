@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,9 +17,8 @@ from aiqueue.cli.metrics_server import MetricsServer
 from aiqueue.errors import BadInput
 from aiqueue.inspect import MetricsExporter
 
-from .. import forks
 from ..metrics.test_exposition import samples
-from ..support import Account, create_streams
+from ..support import Account, create_streams, eventually
 
 pytestmark = pytest.mark.families("agent.tasks")
 
@@ -61,14 +61,19 @@ def test_wrong_arguments_are_refused(cli: Any, arguments: list[str]) -> None:
 
 
 @pytest.fixture
-async def port(client: aiqueue.Client) -> AsyncIterator[int]:
+async def server(client: aiqueue.Client) -> AsyncIterator[MetricsServer]:
     exporter = MetricsExporter(client.connection, client.topology)
-    server = MetricsServer(exporter)
-    await server.stop()
-    yield await server.start("127.0.0.1", 0)
-    await server.stop()
-    await server.stop()
+    found = MetricsServer(exporter)
+    await found.stop()
+    yield found
+    await found.stop()
+    await found.stop()
     await exporter.stop()
+
+
+@pytest.fixture
+async def port(server: MetricsServer) -> int:
+    return await server.start("127.0.0.1", 0)
 
 
 async def send(port: int, request: bytes, *, end: bool = False) -> tuple[int, dict[str, str], str]:
@@ -115,23 +120,31 @@ async def test_anything_else_is_refused(port: int, request_: bytes, status: int)
 
 
 async def test_who_sends_nothing_is_sent_away_and_too_many_are_refused(
-    port: int, monkeypatch: pytest.MonkeyPatch
+    port: int, server: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_server, "CONNECTIONS_MAX", 2)
     monkeypatch.setattr(metrics_server, "REQUEST_S", 2.0)
     silent = [asyncio.create_task(send(port, b"GET ")) for _ in range(2)]
-    while True:  # until both are open
-        status, *_ = await send(port, b"GET /healthz HTTP/1.1\r\n\r\n")
-        if status == 503:
-            break
-        assert status == 200
-        assert not all(each.done() for each in silent)
+    await eventually(lambda: len(server._connections) == 2)
+    assert (await send(port, b"GET /healthz HTTP/1.1\r\n\r\n"))[0] == 503
     assert [status for status, *_ in await asyncio.gather(*silent)] == [408, 408]
+    await eventually(lambda: not server._connections)
     assert (await send(port, b"GET /healthz HTTP/1.1\r\n\r\n"))[0] == 200
 
 
-async def test_a_port_that_is_taken_is_an_error_that_says_so(port: int, client: aiqueue.Client) -> None:
-    server = MetricsServer(MetricsExporter(client.connection, client.topology))
-    with pytest.raises(BadInput, match="--port"):
-        await server.start("127.0.0.1", port)
+async def test_a_stop_ends_requests_that_are_open(port: int, server: MetricsServer) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    await eventually(lambda: len(server._connections) == 1)
     await server.stop()
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 30) == b""
+    writer.close()
+    with pytest.raises(ConnectionError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_port_that_is_taken_is_an_error_that_says_so(port: int, client: aiqueue.Client) -> None:
+    another = MetricsServer(MetricsExporter(client.connection, client.topology))
+    with pytest.raises(BadInput, match="--port"):
+        await another.start("127.0.0.1", port)
+    await another.stop()

@@ -32,7 +32,7 @@ from aiqueue.gateway import (
 )
 from aiqueue.gateway.key_budgets import KnownApiKeys
 from aiqueue.gateway.standin import Behaviour, StandIn
-from aiqueue.inspect import WorkerStats
+from aiqueue.inspect import MetricsExporter, WorkerStats
 from aiqueue.metrics import History
 from aiqueue.rag import Rag, RagWorker
 from aiqueue.worker import Responder
@@ -335,6 +335,13 @@ async def audit(client: Client, _: str) -> None:
     assert (found.nats_user, found.os_user) == ("less", "anna")
 
 
+async def metrics(client: Client, job_id: str) -> None:
+    for tenants in (False, True):
+        found = await MetricsExporter(client.connection, client.topology, tenants=tenants).scrape()
+        assert found.failed == {}
+        assert 'aiqueue_jobs_parked{family="agent.tasks"' in found.text
+
+
 async def history(client: Client, job_id: str) -> None:
     found = History(client.connection, client.topology, "minute", since_s=600)
     await found.update()
@@ -368,7 +375,7 @@ ROWS = [
     "a plain publisher of one tenant", "a producer with aiqueue", "if it delays jobs", "if it puts or reads documents",
     "if it waits for results", "if it cancels jobs", "if it reruns", "if it pauses", "if it lists workers",
     "if it asks [why jobs wait]", "if it lists jobs", "if it acts on", "if its acts are to be", "if it reads the audit",
-    "if it reads the [history]",
+    "if it reads the [history]", "if it serves [metrics]",
 ]  # fmt: skip
 
 
@@ -378,7 +385,7 @@ ROWS = [
         (enqueue, ROWS[:2]), (delayed, ROWS[:3]), (documents, [*ROWS[:2], ROWS[3]]), (result, [*ROWS[:2], ROWS[4]]),
         (stream, [*ROWS[:2], ROWS[4]]), (cancel, [*ROWS[:2], ROWS[5]]), (rerun, [*ROWS[:2], ROWS[6]]),
         (pauses, [ROWS[7]]), (workers, [ROWS[8]]), (explain, [*ROWS[:2], ROWS[9]]),
-        (lists, [ROWS[10]]), (acts, ROWS[10:13]), (audit, ROWS[12:14]), (history, [ROWS[14]]),
+        (lists, [ROWS[10]]), (acts, ROWS[10:13]), (audit, ROWS[12:14]), (history, [ROWS[14]]), (metrics, [ROWS[15]]),
     ],
 )  # fmt: skip
 async def test_the_documented_permissions_suffice(

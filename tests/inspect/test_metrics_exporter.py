@@ -13,7 +13,7 @@ from aiqueue.inspect import MetricsExporter, metrics_exporter
 from aiqueue.metrics import Counts, Flusher
 
 from ..metrics.test_exposition import samples
-from ..support import NatsProcess, eventually
+from ..support import NatsProcess, create_streams, eventually
 
 pytestmark = pytest.mark.families("agent.tasks")
 FAMILY = "agent.tasks"
@@ -182,6 +182,7 @@ async def test_a_count_that_the_server_did_not_finish_is_left_out(
 async def test_a_killed_server_drops_all_series_and_totals_go_on_where_they_were(own_server: Any) -> None:
     server: NatsProcess = own_server()
     async with aiqueue.connect(server.url, user=server.user, password=server.password, families=[FAMILY]) as client:
+        await create_streams(client)
         exporter = exporter_of(client)
         await flush(client)
         before = await scrape(exporter)

@@ -106,7 +106,9 @@ def test_a_bucket_that_begins_again_does_not_take_its_histogram_back() -> None:
 
 
 def test_a_total_that_begins_again_is_shown_as_it_is() -> None:
-    *_, last = shown({"done": 100, "dead": 50, "runs": {0: 150}, "run_s": 9.0}, {"done": 110, "dead": 2, "runs": {1: 3}})
+    *_, last = shown(
+        {"done": 100, "dead": 50, "runs": {0: 150}, "run_s": 9.0}, {"done": 110, "dead": 2, "runs": {1: 3}}
+    )
     assert (last.done, last.dead, last.runs, last.run_s) == (110, 2, {1: 3}, 0.0)
 
 

@@ -130,7 +130,7 @@ class MetricsExporter:
                 return
         partial = family.partial or any(lane.partial for lane in lanes or ())
         text.add("aiqueue_counts_partial", int(partial), family=family.family)
-        if lanes is None:
+        if not lanes:  # a family without tenants has series, too: what scales by a sum needs a 0
             counts = _TenantCounts()
             counts.add(family.pending, family.in_flight, family.parked or 0, family.oldest_age_s)
             _add_counts(text, counts, partial=partial, parked=family.parked is not None, family=family.family)

@@ -90,6 +90,7 @@ async def test_counts_workers_and_totals_are_those_of_the_queue(client: aiqueue.
 async def test_tenants_have_counts_of_their_own_only_if_they_are_wanted_and_are_bounded(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert (await scrape(exporter_of(client, tenants=True)))[f'aiqueue_jobs_waiting{{family="{FAMILY}"}}'] == 0
     for tenant, jobs in (("acme", 3), ("globex", 2), ("initech", 1), ("umbrella", 1)):
         for n in range(jobs):
             await client.enqueue(Page(n=n), tenant=tenant, priority="high" if n else "low")

@@ -29,7 +29,7 @@ class AckWindow:
     with the next request. Who sends an ack counts it down, and takes the frame from here at 0: a call less for each.
     """
 
-    __slots__ = ("_numbers", "_open", "_was_full", "inbox", "left", "unconfirmed_max")
+    __slots__ = ("_is_low", "_numbers", "_open", "inbox", "left", "unconfirmed_max")
 
     def __init__(self) -> None:
         self.inbox = ""
@@ -37,7 +37,7 @@ class AckWindow:
         self.left = EVERY
         self._numbers = itertools.count(1)
         self._open: dict[str, tuple[str, float]] = {}  # number -> the lane's token, when it was sent
-        self._was_full = False
+        self._is_low = False  # as last asked for
 
     def frame(self, subject: str, token: str) -> bytes:
         """Return the PUB of an ack that is a request, of a job of the lane with this token."""
@@ -51,14 +51,14 @@ class AckWindow:
     def room(self) -> int:
         """Return for how many more jobs there is room; 0 or less: for none."""
         room = self.unconfirmed_max - EVERY * len(self._open)
-        self._was_full = self._was_full or room <= 0
+        self._is_low = room * 2 < self.unconfirmed_max
         return room
 
     def confirm(self, number: str) -> bool:
-        """An answer has come. Return whether that makes room after there was none."""
+        """An answer has come. Return whether who asks for jobs should look again: less than half was room before."""
         self._open.pop(number, None)
-        made_room, self._was_full = self._was_full, False
-        return made_room
+        was_low, self._is_low = self._is_low, False
+        return was_low
 
     def forget(self, token: str) -> None:
         """Wait for no answers about a lane any more: its consumer is gone."""

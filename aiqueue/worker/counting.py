@@ -105,7 +105,6 @@ class Notes:
         self.tally = tally
         self.rehearsal = current_rehearsal()
         self.traced: Noted | None = None
-        self.is_heard = tally is not None or self.rehearsal is not None
 
     def note(self, delivery: Delivery, opened: OpenedJob, outcome: str, *rest: Any) -> None:
         """Tell all. `outcome` and `rest`: as in `SettledAttempt`."""

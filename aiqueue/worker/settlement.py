@@ -92,8 +92,10 @@ class Settlement:
     def ack(self, delivery: Delivery, opened: OpenedJob) -> None:
         """Acknowledge a job whose result is stored."""
         self._replies.send_ack(delivery)
-        if self.notes.is_heard:
-            self.notes.tell(delivery, opened, "done")
+        if self._tally is not None:
+            self._tally.count_done(delivery, opened)
+        if self._rehearsal is not None:
+            self.notes.rehearse(delivery, opened, "done")
 
     def try_ack_now(self, delivery: Delivery, opened: OpenedJob, handler: Handler | None) -> bool:
         """Acknowledge a job that returned, if nothing has to be written or awaited for it. False: call `settle`.

@@ -161,4 +161,4 @@ async def flush_under_kills(client: aiqueue.Client, kill: Callable[[aiqueue.Clie
     count = await done_at_last(client)
     assert seen == sorted(seen)
     assert added - kills * len(flushers) <= count <= added
-    assert count > seen[-1]
+    assert count >= seen[-1]  # nothing may have been added after the last kill

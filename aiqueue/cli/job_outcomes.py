@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import output, parallel
-from .jobs import Family, Kind, Tenant
+from .jobs import Cursor, Family, Kind, Tenant
 from .options import Json, ServerOptions, add_command, duration_option, split_names
 from .output import Column
 
@@ -50,9 +50,7 @@ def outcomes(  # noqa: PLR0913  (the options of a filter)
         duration_option("Only jobs whose last attempt has run for at least this long, such as 30s.", metavar="TIME"),
     ] = None,
     limit: Annotated[int, typer.Option(metavar="N", help="Number of outcomes of the page.", min=1, max=1_000)] = 50,
-    cursor: Annotated[
-        str, typer.Option(metavar="CURSOR", help="Start where the page with this cursor has ended.")
-    ] = "",
+    cursor: Cursor = "",
     result: Annotated[bool, typer.Option("--result/--no-result", help="Show results and errors.")] = True,
     json: Json = False,
 ) -> None:

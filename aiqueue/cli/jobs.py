@@ -35,6 +35,7 @@ Family = Annotated[str | None, typer.Option(metavar="FAMILY", help="Only jobs of
 Tenant = Annotated[str | None, typer.Option(metavar="TENANT", help="Only jobs of this tenant.")]
 Kind = Annotated[str | None, typer.Option(metavar="KIND", help="Only messages of this kind.")]
 Priority = Annotated[str | None, typer.Option(metavar="PRIORITY", help="Only jobs in lanes of this priority.")]
+Cursor = Annotated[str, typer.Option(metavar="CURSOR", help="Start where the page with this cursor has ended.")]
 State = Annotated[
     list[str] | None, typer.Option(metavar="STATE", help=f"Only jobs in this state: {STATES}. Repeatable.")
 ]
@@ -65,9 +66,7 @@ def ls(  # noqa: PLR0913  (the options of a filter)
     newer: Newer = None,
     where: Where = None,
     limit: Annotated[int, typer.Option(metavar="N", help="Number of jobs of the page.", min=1, max=1_000)] = 50,
-    cursor: Annotated[
-        str, typer.Option(metavar="CURSOR", help="Start where the page with this cursor has ended.")
-    ] = "",
+    cursor: Cursor = "",
     payload: Annotated[bool, typer.Option("--payload/--no-payload", help="Show the messages.")] = True,
     json: Json = False,
 ) -> None:

@@ -1,9 +1,9 @@
 """The window of acks: how many the server may owe a worker before the worker asks for no more jobs.
 
 The server works off acks behind deliveries. Where it has many consumers, or long searches for their next jobs, acks
-fall behind by seconds and more, and a job whose ack is later than its lease is delivered again although it is done. So
-one ack in EVERY is sent as a request, which the server answers once it has removed the job, and EVERY jobs count as
-unconfirmed until then.
+fall behind by seconds and more, requests wait as long, and if the server dies then, all of these jobs are delivered
+again although they are done. So one ack in EVERY is sent as a request, which the server answers once it has removed the
+job, and EVERY jobs count as unconfirmed until then.
 """
 
 from __future__ import annotations

@@ -108,15 +108,11 @@ class Notes:
 
     def note(self, delivery: Delivery, opened: OpenedJob, outcome: str, *rest: Any) -> None:
         """Tell all. `outcome` and `rest`: as in `SettledAttempt`."""
-        self.tell(delivery, opened, outcome, *rest)
-        if self.traced is not None:
-            self.traced(delivery, opened, outcome, *rest)
-
-    def tell(self, delivery: Delivery, opened: OpenedJob, outcome: str, *rest: Any) -> None:
-        """Tell the tally and the test."""
         if self.tally is not None and outcome in COUNTED:
             self.tally.count(COUNTED[outcome], delivery, opened)
         self.rehearse(delivery, opened, outcome, *rest)
+        if self.traced is not None:
+            self.traced(delivery, opened, outcome, *rest)
 
     def count_dead(self, family: str, tenant: str, kind: str) -> None:
         """Count a job that became a dead letter without an attempt of this worker."""

@@ -57,17 +57,13 @@ class Replies:
             await self._documents.end_holds(delivery.tenant, delivery.message.headers)
 
     def nak(self, delivery: Delivery, delay_s: float) -> None:
-        """Have the server redeliver the job after `delay_s` seconds."""
-        self.send(delivery, b'-NAK {"delay": %d}' % max(1, round(delay_s * 1e9)))
-
-    def send(self, delivery: Delivery, reply: bytes) -> None:
-        """Send an ack or nak. Without a link it is dropped: the lease runs out, and the journal has the outcome."""
+        """Have the server redeliver the job after `delay_s` seconds. Without a link it does so when the lease ends."""
         if delivery.obsolete:
             return
         try:
-            self._connection.tell(delivery.reply, reply)
+            self._connection.tell(delivery.reply, b'-NAK {"delay": %d}' % max(1, round(delay_s * 1e9)))
         except AIQueueError as error:
-            log.info("%s of a job in %s was not sent: %s", reply[:4].decode(), delivery.lane.key, error)
+            log.info("nak of a job in %s was not sent: %s", delivery.lane.key, error)
 
 
 def holds_documents(delivery: Delivery) -> bool:

@@ -3,7 +3,7 @@
 #   docker build -t aiqueue .                                                # a clone of this repository
 #   docker build -t aiqueue --build-arg EXTRAS=nkeys,uvloop,gateway .        # with the LLM gateway
 #
-# The image of your service adds your code and what the code needs (docs/production.md):
+# The image of your service adds your code and what the code needs (docs/operations/production.md):
 #
 #   FROM aiqueue
 #   USER 0

@@ -18,7 +18,7 @@
     async def events(job: aiq.TheJob, after: aiq.LastEventId) -> Response:
         return aiq.sse(job, after)
 
-docs/web.md has a whole service.
+docs/guides/web.md has a whole service.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Header names of the wire contract (docs/wire-contract.md), and how header values are read and written."""
+"""Header names of the wire contract (docs/reference/wire-contract.md), and how header values are read and written."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Subjects and ids of the wire contract (docs/wire-contract.md): built from checked tokens, and parsed, only here."""
+"""Subjects and ids (docs/reference/wire-contract.md): built from checked tokens, and parsed, only here."""
 
 from __future__ import annotations
 

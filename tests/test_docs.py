@@ -195,9 +195,9 @@ def test_no_python_block_is_passed_over_silently() -> None:
 def test_the_readmes_example_is_the_quickstarts_first() -> None:
     first = {
         page: next(block.text for block in PYTHON if name_of(block.page) == page)
-        for page in ("README.md", "docs/quickstart.md")
+        for page in ("README.md", "docs/get-started/first-job.md")
     }
-    assert first["README.md"] == first["docs/quickstart.md"]
+    assert first["README.md"] == first["docs/get-started/first-job.md"]
 
 
 def commands() -> list[Command]:
@@ -291,8 +291,10 @@ def test_pages_that_the_code_names_exist() -> None:
 
 
 def troubles() -> dict[str, list[str]]:
-    """The rows of the tables of docs/troubleshooting.md by the code, or setting, in the first column."""
-    rows = re.findall(r"^\| `([\w-]+)` \|(.+)\|$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    """The rows of the tables of docs/operations/troubleshooting.md by the code, or setting, in the first column."""
+    rows = re.findall(
+        r"^\| `([\w-]+)` \|(.+)\|$", (ROOT / "docs/operations/troubleshooting.md").read_text(), re.MULTILINE
+    )
     assert len({code for code, _ in rows}) == len(rows)
     return {code: [cell.strip() for cell in rest.split(" | ")] for code, rest in rows}
 
@@ -329,7 +331,7 @@ async def test_the_program_that_copies_messages_moves_jobs_of_an_invalid_tenant_
     class Ping(aiqueue.Message, kind="ping"):
         n: int
 
-    program = next(block for block in PYTHON if name_of(block.page) == "docs/troubleshooting.md")
+    program = next(block for block in PYTHON if name_of(block.page) == "docs/operations/troubleshooting.md")
     (tmp_path / "rescue.py").write_text(program.text)
     url = account.url.replace("//", f"//{account.user}:{account.password}@")
 
@@ -369,12 +371,14 @@ def test_every_public_name_has_a_docstring() -> None:
 
 
 def test_the_table_of_states_has_each_of_job_state() -> None:
-    section = (ROOT / "docs/job-lifecycle.md").read_text().partition("## States of a job")[2].partition("```")[0]
+    section = (
+        (ROOT / "docs/concepts/job-lifecycle.md").read_text().partition("## States of a job")[2].partition("```")[0]
+    )
     assert sorted(re.findall(r"^\| (\w+) \| .{20}", section, re.MULTILINE)) == sorted(get_args(aiqueue.JobState))
 
 
 def test_the_glossary_is_in_order_and_defines_each_term_once() -> None:
-    words = re.findall(r"^\| \*\*(.+?)\*\*", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)
+    words = re.findall(r"^\| \*\*(.+?)\*\*", (ROOT / "docs/reference/glossary.md").read_text(), re.MULTILINE)
     assert words == sorted(set(words), key=str.lower)
 
 
@@ -387,7 +391,7 @@ def test_the_rooms_are_those_that_are_enforced() -> None:
 
 
 def test_the_wire_contract_has_all_headers_subjects_and_streams() -> None:
-    text = (ROOT / "docs/wire-contract.md").read_text()
+    text = (ROOT / "docs/reference/wire-contract.md").read_text()
     names = [value for name, value in vars(headers).items() if name.isupper() and isinstance(value, str)]
     topology = Topology.load()
     subjects = [f"ai.{family}.{{tenant}}" for family in topology.families]
@@ -398,7 +402,7 @@ def test_the_wire_contract_has_all_headers_subjects_and_streams() -> None:
 
 
 def test_the_configuration_page_has_all_settings_and_keys() -> None:
-    spans = set(_SPAN.findall(prose(ROOT / "docs/configuration.md")))
+    spans = set(_SPAN.findall(prose(ROOT / "docs/reference/configuration.md")))
     spans |= {part for span in spans for part in span.split(".")}
     tables = (streamfile._WORK_FAMILY, streamfile._STREAM, streamfile._REPUBLISH, streamfile._CONSUMER)
     wanted = {*Settings.model_fields, *(key for table in tables for key in table)}
@@ -406,7 +410,9 @@ def test_the_configuration_page_has_all_settings_and_keys() -> None:
 
 
 def test_the_gateway_page_has_a_row_for_each_key_of_its_file() -> None:
-    rows = re.findall(r"^\| `(provider|model|budget)\.([a-z_.]+)` \| ", prose(ROOT / "docs/gateway.md"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(provider|model|budget)\.([a-z_.]+)` \| ", prose(ROOT / "docs/guides/gateway.md"), re.MULTILINE
+    )
     wanted = [("provider", key) for key in config_file._PROVIDER_KEYS]
     wanted += [("model", key) for key in config_file._MODEL_KEYS]
     wanted += [("model", f"price.{key}") for key in config_file._PRICE_KEYS]

@@ -233,7 +233,7 @@ def _nearest(topology: Topology, tokens: list[str]) -> str:
     last_words = {each.rpartition(".")[2]: each for each in forms}
     for word in given[1:]:
         if word in (subjects.DEAD[3:], subjects.PARKED[3:], subjects.CHECKPOINTS[3:]):
-            return f"docs/wire-contract.md has the forms of {ROOT}.{word}, which contain a declared family."
+            return f"docs/reference/wire-contract.md has the forms of {ROOT}.{word}, which contain a declared family."
         if close := difflib.get_close_matches(word, last_words, n=1, cutoff=0.8):
             return f"use {forms[last_words[close[0]]]}."
     return f"the families' subjects begin with {', '.join(f'{ROOT}.{each}' for each in sorted(topology.families))}."

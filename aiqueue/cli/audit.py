@@ -47,7 +47,7 @@ def audit(
 ) -> None:
     """Show what operators have done: who, when, from which host, with what filter, and how many jobs it was.
 
-    Lines are kept for 90 days. They say what the tool that wrote them knows: see the page docs/operators.md.
+    Lines are kept for 90 days. They say what the tool that wrote them knows: see the page docs/operations/operators.md.
     """
     from collections import deque  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
 """``work --health-file`` and ``health``: a worker reports its state every second, for supervisors and probes.
 
 The report is a file and not a port: it needs no permission, cannot collide, and its age reveals a blocked event loop.
-Under systemd, the same state also goes to its notification socket (docs/supervision.md).
+Under systemd, the same state also goes to its notification socket (docs/operations/supervision.md).
 """
 
 from __future__ import annotations

@@ -437,8 +437,8 @@ def connect(
     schedule when the client adds it, or at each tick that a function makes a message for. Headers of the single call go
     first. If the function raises, nothing is enqueued (BadInput).
 
-    `tracer_provider`: OpenTelemetry's, for the spans of this client and its workers (docs/tracing.md). None: see the
-    setting `traces`.
+    `tracer_provider`: OpenTelemetry's, for the spans of this client and its workers (docs/guides/tracing.md). None: see
+    the setting `traces`.
 
     Raises SettingsError, TopologyError, BadInput.
     """

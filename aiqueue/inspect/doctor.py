@@ -1,4 +1,4 @@
-"""Checks what the connected server does for the promises of docs/guarantees.md, and what is about to go wrong.
+"""Checks what the connected server does for the promises of docs/concepts/guarantees.md, and what is about to go wrong.
 
 Reads only. Each check yields findings: what happened, to what, and what to do.
 """

@@ -15,7 +15,7 @@ from .lookup import JobStats
 from .worker_stats import WorkerStats
 from .workers import Holder
 
-REMEDIES: Mapping[str, str] = {  # docs/explain.md explains each reason
+REMEDIES: Mapping[str, str] = {  # docs/operations/explain.md explains each reason
     "done": "`aiqueue inspect {job}` shows its result",
     "failed": "`aiqueue inspect {job}` shows its attempts; `aiqueue dead replay {dead}` runs it again",
     "cancelled": "enqueue it again if it is to run",

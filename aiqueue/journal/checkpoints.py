@@ -222,7 +222,9 @@ class Checkpoints:
         try:
             return await self._large.hold(body)
         except AccessDenied as error:
-            raise AccessDenied(f"{what}: {error}: give the worker's user the rights of docs/configuration.md") from None
+            raise AccessDenied(
+                f"{what}: {error}: give the worker's user the rights of docs/reference/configuration.md"
+            ) from None
         except QueueFull as error:
             todo = "free space (`aiqueue documents ls`), or raise max_bytes in streams/documents.toml"
             reason = f"{error.reason}, so {what}: {todo}"

@@ -42,7 +42,7 @@ async def ingest(job: Job[RagDocument]) -> dict[str, Any]:
 
 
 async def ingest_as(job: Job[Any], message: RagDocument, version: int | None = None) -> dict[str, Any]:
-    """Ingest the document of a message as a version; None: that of this job. Returns what docs/rag.md says.
+    """Ingest the document of a message as a version; None: that of this job. Returns what docs/guides/rag.md says.
 
     Raises Reject for what can never be ingested, Retry for what may pass; both stand in the document's status.
     """

@@ -147,7 +147,7 @@ class RagDocument(_RagMessage, kind="rag.document"):
       filtered by them.
     - `content_type`, `name`: hints at the format; the content's own marks go first. `title`: in place of its own.
 
-    The result is ``{document_id, state, version, chunks, problems, …}``, see docs/rag.md.
+    The result is ``{document_id, state, version, chunks, problems, …}``, see docs/guides/rag.md.
     """
 
     document_id: DocumentId | None = None

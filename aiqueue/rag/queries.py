@@ -73,7 +73,7 @@ class Queries:
         self.answerer = Answerer(self._client, config.answers, gateway)
 
     async def run(self, job: Job[RagQuery]) -> dict[str, Any]:
-        """Return the result of a question, see docs/rag.md. Raises Retry and Reject, and Stale."""
+        """Return the result of a question, see docs/guides/rag.md. Raises Retry and Reject, and Stale."""
         if not job.message.answer:
             async with counting_failures(job, delays=_DELAYS):
                 return await self._find(job)

@@ -2,7 +2,7 @@
 handles.
 
 Plain values: reads classes and declarations, asks no server, and may not run handlers. What a document says of the wire
-is what docs/wire-contract.md says.
+is what docs/reference/wire-contract.md says.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ class Results:
             problem = await write_within(hold, NO_ROOM_S, QueueFull)
         except AccessDenied as error:
             raise ResultRefused(
-                f"{what}: {error}: give the worker's user the rights of docs/configuration.md, then replay this job"
+                f"{what}: {error}: give the worker's user the rights of docs/reference/configuration.md, "
+                "then replay this job"
             ) from None
         if problem is not None:
             raise ResultRefused(

@@ -29,7 +29,7 @@ CUT_STREAMS, CUTS, CUT_TOKENS, CUT_EVERY = 8, 20, 660, 30
 CUT_TOKEN_S = 0.05  # so that the calls last for as long as the front is away, and longer
 FRONT_AT, WORKER_AT = 150, 400  # tokens of a client, after which these die
 CUT_S = 240.0
-ERRORS = frozenset({"stream_restarted", "stream_incomplete"})  # that docs/gateway.md names
+ERRORS = frozenset({"stream_restarted", "stream_incomplete"})  # that docs/guides/gateway.md names
 
 
 def _percentile(values: list[float], share: float) -> float:

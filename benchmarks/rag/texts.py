@@ -14,7 +14,7 @@ WORDS = (4, 9)  # of a question
 
 @functools.cache
 def sentences() -> tuple[str, ...]:
-    prose = [each.read_text(encoding="utf-8") for each in sorted((ROOT / "docs").glob("*.md"))]
+    prose = [each.read_text(encoding="utf-8") for each in sorted((ROOT / "docs").rglob("*.md"))]
     lines = re.split(r"(?<=[.!?])\s+", " ".join(re.sub(r"```.*?```", "", each, flags=re.DOTALL) for each in prose))
     return tuple(" ".join(each.split()) for each in lines if 40 <= len(each) <= 300)
 

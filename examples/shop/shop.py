@@ -1,4 +1,4 @@
-"""A shop's tasks, as moved from Celery: docs/from-flower.md asks it what operators ask Flower."""
+"""A shop's tasks, as moved from Celery: docs/guides/from-flower.md asks it what operators ask Flower."""
 
 import time
 

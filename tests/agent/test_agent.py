@@ -909,7 +909,7 @@ async def test_a_list_of_agents_is_run_as_one_service(client: aiqueue.Client, ac
 
 
 async def test_an_agent_of_ours_and_a_plain_one_talk_both_ways(client: aiqueue.Client, account: Any) -> None:
-    """The plain agent subscribes to the bare subject and checks the headers, as in docs/plain-clients.md."""
+    """The plain agent subscribes to the bare subject and checks the headers, as in docs/guides/plain-clients.md."""
     nc = await nats.connect(account.url, user=account.user, password=account.password)
 
     async def message_handler(message: Any) -> None:

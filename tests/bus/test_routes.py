@@ -111,7 +111,7 @@ UNKNOWN = [
     ("ai.rag.results.acme.q-1.x", r"use ai\.rag\.results\.\{tenant\}"),
     ("ai.agent.results.acme", r"use ai\.agent\.results\.\{tenant\}\.\{task_id\}\."),  # it answers no requests
     ("ai.tasks.acme", r"use ai\.agent\.tasks\.\{tenant\} or"),
-    ("ai.dead.agent.task.acme.t-1", r"docs/wire-contract\.md has the forms of ai\.dead"),
+    ("ai.dead.agent.task.acme.t-1", r"docs/reference/wire-contract\.md has the forms of ai\.dead"),
     ("ai.agent.results.acme", r"To request answers: agent\.results is optional: set families to"),
     (
         "ai.llmops.operations.acme",

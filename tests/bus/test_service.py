@@ -1,4 +1,4 @@
-"""The program of "Run as a service" in docs/integration-guide.md, as a real process."""
+"""The program of "Run as a service" in docs/guides/integration-guide.md, as a real process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STREAM = "STREAM.INFO.AI_AGENT_TASKS"
 
 
 def program() -> str:
-    section = (ROOT / "docs" / "integration-guide.md").read_text().partition("## Run as a service")[2]
+    section = (ROOT / "docs/guides/integration-guide.md").read_text().partition("## Run as a service")[2]
     found = re.search(r"^```python fragment\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert found
     return found[1]

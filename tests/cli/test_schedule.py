@@ -65,7 +65,7 @@ def test_a_schedule_is_added_listed_shown_and_removed(ready: Cli, monkeypatch: p
 
 
 def test_the_commands_of_the_page_run_in_its_order(ready: Cli) -> None:
-    page = (ROOT / "docs/schedules.md").read_text()
+    page = (ROOT / "docs/guides/schedules.md").read_text()
     lines = re.findall(
         r"^aiqueue (.+)$", "".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)), re.MULTILINE
     )

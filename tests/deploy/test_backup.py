@@ -1,4 +1,4 @@
-"""What docs/production.md says of backups: a copy of a stopped server's directory is one."""
+"""What docs/operations/production.md says of backups: a copy of a stopped server's directory is one."""
 
 from __future__ import annotations
 

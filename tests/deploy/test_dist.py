@@ -42,7 +42,14 @@ def test_the_sdist_has_all_that_a_packager_needs(built: Path) -> None:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    assert {"pyproject.toml", "Makefile", "LICENSE", "Dockerfile", "tests/conftest.py", "docs/quickstart.md"} <= names
+    assert {
+        "pyproject.toml",
+        "Makefile",
+        "LICENSE",
+        "Dockerfile",
+        "tests/conftest.py",
+        "docs/get-started/first-job.md",
+    } <= names
     assert "deploy/kubernetes/worker.yaml" in names
     assert not any(part.startswith((".venv", ".aiqueue", "__pycache__")) for name in names for part in name.split("/"))
 

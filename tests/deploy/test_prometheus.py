@@ -62,7 +62,7 @@ def test_each_metric_that_is_named_is_exported(exposition: str) -> None:
     named = {name for text in [*queries(), *variables] for name in NAME.findall(text)}
     assert len(named) > 10
     assert named <= exported
-    page = (ROOT / "docs/prometheus.md").read_text()
+    page = (ROOT / "docs/operations/prometheus.md").read_text()
     assert set(NAME.findall(page)) <= exported | set(EXPORTED)
     assert re.findall(r"^\| `(aiqueue_[a-z_]+)", page, re.MULTILINE) == list(EXPORTED)
 
@@ -81,7 +81,7 @@ def test_each_label_and_value_that_is_asked_for_is_exported(exposition: str) -> 
 def test_each_alert_says_what_to_do() -> None:
     found = rules()
     assert len({rule["alert"] for rule in found}) == len(found) >= 4
-    page = (ROOT / "docs/prometheus.md").read_text()
+    page = (ROOT / "docs/operations/prometheus.md").read_text()
     for rule in found:
         assert "`aiqueue " in rule["annotations"]["description"]
         assert rule["labels"]["severity"] in ("warning", "critical")

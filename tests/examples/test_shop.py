@@ -1,4 +1,4 @@
-"""The example in examples/shop, asked what operators ask Flower: each command of docs/from-flower.md is run."""
+"""The example in examples/shop, asked what operators ask Flower: each command of docs/guides/from-flower.md is run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from aiqueue.cli.app import app
 from .. import forks
 from ..support import ROOT, NatsProcess
 
-PAGE = (ROOT / "docs/from-flower.md").read_text()
+PAGE = (ROOT / "docs/guides/from-flower.md").read_text()
 EXAMPLE = ROOT / "examples/shop"
 
 

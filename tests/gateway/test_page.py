@@ -1,4 +1,4 @@
-"""docs/gateway.md is true: its files are read, and its table of errors is what the code does."""
+"""docs/guides/gateway.md is true: its files are read, and its table of errors is what the code does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiqueue.topology.declared import Topology
 
 from ..support import ROOT
 
-PAGE = (ROOT / "docs/gateway.md").read_text()
+PAGE = (ROOT / "docs/guides/gateway.md").read_text()
 FILES = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 ERRORS = PAGE.partition("\n## When a call fails\n")[2].partition("\n## ")[0]
 ROWS = [(told, then) for told, then in re.findall(r"^\| (.+) \| (.+) \|$", ERRORS, re.MULTILINE)]

@@ -74,7 +74,7 @@ def test_the_guide_is_the_one_that_users_have() -> None:
 
 
 def test_the_page_of_the_guide_shows_every_block_as_it_stands() -> None:
-    page = (ROOT / "docs/integration-guide.md").read_text()
+    page = (ROOT / "docs/guides/integration-guide.md").read_text()
     guide, service, rest = page.partition("## Run as a service")
     assert service
     guide += rest.partition("\n## ")[2]  # the program of that section is ours: see tests/bus/test_service.py

@@ -1,4 +1,4 @@
-"""The programs of docs/plain-clients.md run, in their order, beside a worker of ours."""
+"""The programs of docs/guides/plain-clients.md run, in their order, beside a worker of ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..support import ROOT, Account, NatsProcess
 from .clients import HERE, environment
 from .messages import Ask, Note
 
-PAGE = ROOT / "docs" / "plain-clients.md"
+PAGE = ROOT / "docs/guides/plain-clients.md"
 _PROGRAM = re.compile(r"^```(python fragment|js)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAM_S = 30
 

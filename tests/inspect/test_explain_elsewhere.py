@@ -256,7 +256,9 @@ async def test_nothing_of_a_hostile_name_reaches_a_terminal_raw(client: aiqueue.
 
 def test_each_reason_is_on_the_page_of_why_jobs_wait() -> None:
     rows = [
-        each.split("|")[1] for each in (ROOT / "docs/explain.md").read_text().splitlines() if each.startswith("| `")
+        each.split("|")[1]
+        for each in (ROOT / "docs/operations/explain.md").read_text().splitlines()
+        if each.startswith("| `")
     ]
     named = re.findall(r"`(\w+)`", " ".join(rows))
     assert sorted(named) == sorted(REMEDIES)

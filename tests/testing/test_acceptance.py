@@ -59,7 +59,7 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 def test_the_tests_on_the_page_of_the_docs_pass(tmp_path: Path) -> None:
-    fences = _FENCE.findall((ROOT / "docs" / "testing.md").read_text())
+    fences = _FENCE.findall((ROOT / "docs/guides/testing.md").read_text())
     found = {info: [text for each, text in fences if each == info] for info in ("python", "python fragment", "ini")}
     (tmp_path / "app.py").write_text(found["python"][0])
     (tmp_path / "test_app.py").write_text("\n".join(found["python fragment"]))

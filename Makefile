@@ -17,6 +17,7 @@ DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
 DIST := $(VENV)/.installed-dist
 GATEWAY := $(VENV)/.installed-gateway
+DOCS := $(VENV)/.installed-docs
 
 # pip reads dependency groups from 25.1 on. A new venv has the pip of its Python, mostly an older one, and replacing
 # that is one more thing that can fail, so the groups are read here.
@@ -26,7 +27,7 @@ OLD := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gateway soak lint bench dist clean
+.PHONY: help demo test test-gateway soak lint docs bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +52,12 @@ lint: $(DEV) ## check style, format, types and the direction of imports
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports
+
+docs: $(DOCS) ## build the site into build/docs; a broken link, or a page that no page lists, fails
+	@rm -rf build/docs
+	@$(PY) -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --jobs auto \
+	  --conf-dir tools/site --doctree-dir build/doctrees . build/docs
+	@echo "the site is build/docs/index.html"
 
 bench: $(BENCH) ## measure everything and write docs/benchmarks (ARGS="--help" shows what else)
 	@$(PY) -m benchmarks $(or $(ARGS),all)
@@ -77,7 +84,7 @@ $(APP): $(PY) pyproject.toml
 
 $(DEV): $(APP)
 	@echo "installing the tools of the tests into $(VENV)"
-	@$(PY) -c '$(GROUPS)' test lint > $(VENV)/tools.txt
+	@$(PY) -c '$(GROUPS)' test lint docs > $(VENV)/tools.txt
 	@$(PIP) --requirement $(VENV)/tools.txt
 	@touch $@
 
@@ -91,6 +98,12 @@ $(GATEWAY): $(DEV)
 	@echo "installing litellm into $(VENV)"
 	@$(PY) -c '$(GROUPS)' gateway > $(VENV)/gateway.txt
 	@$(PIP) --requirement $(VENV)/gateway.txt
+	@touch $@
+
+$(DOCS): $(APP)
+	@echo "installing what builds the site into $(VENV)"
+	@$(PY) -c '$(GROUPS)' docs > $(VENV)/docs.txt
+	@$(PIP) --requirement $(VENV)/docs.txt
 	@touch $@
 
 $(DIST): $(PY) pyproject.toml

@@ -25,6 +25,7 @@ HEAD = """# Measurements
 
 How fast aiqueue is, beside a plain loop on the client library that it is built on (raw nats-py), and other queues.
 This page is written by `make bench`, from what is kept in [results.json](results.json).
+What retrieval finds is measured on [a page of its own](retrieval.md).
 
 All figures are medians over the rounds, with the least and the most in brackets. Compare within a table only: its sides
 ran in turns on one machine, and the same side reads differently an hour later. What travels is the ratio. *Ahead by* is

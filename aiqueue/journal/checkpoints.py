@@ -223,7 +223,7 @@ class Checkpoints:
             return await self._large.hold(body)
         except AccessDenied as error:
             raise AccessDenied(
-                f"{what}: {error}: give the worker's user the rights of docs/reference/configuration.md"
+                f"{what}: {error}: give the worker's user the permissions of docs/operations/permissions.md"
             ) from None
         except QueueFull as error:
             todo = "free space (`aiqueue documents ls`), or raise max_bytes in streams/documents.toml"

@@ -65,7 +65,7 @@ class Results:
             problem = await write_within(hold, NO_ROOM_S, QueueFull)
         except AccessDenied as error:
             raise ResultRefused(
-                f"{what}: {error}: give the worker's user the rights of docs/reference/configuration.md, "
+                f"{what}: {error}: give the worker's user the permissions of docs/operations/permissions.md, "
                 "then replay this job"
             ) from None
         if problem is not None:

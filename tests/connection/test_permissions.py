@@ -347,7 +347,7 @@ async def history(client: Client, job_id: str) -> None:
     await found.update()
 
 
-# the permissions that docs/reference/configuration.md lists
+# the permissions that docs/operations/permissions.md lists
 
 
 def user(name: str, publish: list[str], subscribe: list[str]) -> str:
@@ -360,7 +360,7 @@ def documented(*rows: str) -> tuple[list[str], list[str]]:
     """What the rows of the table that start so allow to publish, and to subscribe to."""
     publish: list[str] = []
     subscribe = ["_INBOX.>"]
-    lines = (ROOT / "docs/reference/configuration.md").read_text().splitlines()
+    lines = (ROOT / "docs/operations/permissions.md").read_text().splitlines()
     for row in rows:
         (line,) = (each for each in lines if each.startswith(f"| {row}") and "| `" in each)
         _, _, may_publish, may_subscribe, _ = line.split("|")

@@ -238,7 +238,9 @@ async def test_a_large_result_of_a_worker_without_the_right_to_documents_is_a_de
     async with two(own_server(users(publish=[f"$O.{BUCKET}.C.>"]))) as (every, less):
         async with worker_of().running(less):
             handle = await every.enqueue(Make(size=MB), tenant="acme")
-            said = r"the result cannot be kept: 1,000,\d+ bytes .* \$O\.AI_DOCUMENTS\.C.*docs/reference/configuration\.md"
+            said = (
+                r"the result cannot be kept: 1,000,\d+ bytes .* \$O\.AI_DOCUMENTS\.C.*docs/operations/permissions\.md"
+            )
             with pytest.raises(aiqueue.JobFailed, match=said) as failed:
                 await handle.result(30)
         assert failed.value.reason == "result"
@@ -250,7 +252,7 @@ async def test_a_large_result_of_a_worker_without_the_right_to_documents_is_a_de
 
 
 async def test_who_may_only_wait_for_results_reads_a_large_one(own_server: Callable[..., NatsProcess]) -> None:
-    """The rows of docs/reference/configuration.md for a producer that waits for results."""
+    """The rows of docs/operations/permissions.md for a producer that waits for results."""
     rights = {
         "publish": ["ai.agent.tasks.acme", "ai.agent.tasks.acme.>", "aiq.hint.>", "$JS.API.STREAM.MSG.GET.>",
                     "$JS.API.DIRECT.GET.>"],

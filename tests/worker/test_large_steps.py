@@ -248,7 +248,9 @@ async def test_a_large_step_of_a_worker_without_the_right_to_documents_names_the
     server = own_server(users(publish=["$O.AI_DOCUMENTS.C.>"]))
     async with two(server) as (every, less):
         one = checkpoints(less, [1, 1, 1], has_past=False)
-        with pytest.raises(AccessDenied, match=r"step 'large': .* \$O\.AI_DOCUMENTS\.C.*docs/reference/configuration\.md"):
+        with pytest.raises(
+            AccessDenied, match=r"step 'large': .* \$O\.AI_DOCUMENTS\.C.*docs/operations/permissions\.md"
+        ):
             await one.keep_step("large", TEXT)
         assert await holds(every) == []
 

@@ -1,0 +1,152 @@
+"""`make docs` builds the site, strictly, for use offline, with the pages as Markdown for language models."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from .support import ROOT
+
+pytestmark = pytest.mark.skipif(
+    not all(find_spec(each) for each in ("sphinx", "myst_parser", "furo")),
+    reason="the dependency group `docs` is not installed: `make test` and `make docs` install it",
+)
+
+
+def build(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """Run what `make docs` runs."""
+    recipe = (ROOT / "Makefile").read_text().partition("\ndocs: ")[2].partition("\n\n")[0]
+    command = re.sub(r"\\\n\s*", "", re.search(r"\$\(PY\) (-m sphinx .*?)\n\t@echo", recipe, re.DOTALL)[1])
+    arguments = command.replace("build/docs", str(out)).replace("build/doctrees", str(out.parent / "trees")).split()
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of this project, built once for all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out = shared / "site/html"
+    with (shared / "site.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / "llms.txt").is_file():
+            done = build(ROOT, out)
+            assert (done.returncode, done.stderr) == (0, "")
+    return out
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A project of a few pages, built by the project's own configuration."""
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
+    (tmp_path / "aiqueue").symlink_to(ROOT / "aiqueue")
+    (tmp_path / "docs/guides").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("# Home\n\nThe home page. See [guides](docs/guides/README.md).\n")
+    (tmp_path / "docs/guides/README.md").write_text("# Guides\n\n- [One](one.md)\n- [Two](two.md#the-end)\n")
+    (tmp_path / "docs/guides/one.md").write_text("# One\n\n`aiqueue.Backoff` and `aiqueue.rag.Rag(client)` exist.\n")
+    (tmp_path / "docs/guides/two.md").write_text("# Two\n\n## The end\n\nSee [the end](#the-end).\n")
+    return tmp_path
+
+
+def _append(name: str, text: str) -> Callable[[Path], object]:
+    return lambda root: (root / name).write_text((root / name).read_text() + text)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a page that is linked is removed": (lambda root: (root / "docs/guides/two.md").unlink(), "two"),
+    "a link leads to no page": (_append("docs/guides/one.md", "\n[x](nope.md)\n"), "nope.md"),
+    "a link leads to no heading of another page": (_append("docs/guides/one.md", "\n[x](two.md#nope)\n"), "nope"),
+    "a link leads to no heading of its page": (_append("docs/guides/one.md", "\n[x](#nope)\n"), "nope"),
+    "a link leads to no file": (_append("docs/guides/one.md", "\n[x](../../aiqueue/nope.py)\n"), "nope.py"),
+    "a picture is not there": (_append("docs/guides/one.md", "\n![x](nope.png)\n"), "nope.png"),
+    "an index page lists a page that is not there": (_append("docs/guides/README.md", "- [x](nope.md)\n"), "nope"),
+    "no index page lists a page": (lambda root: (root / "docs/guides/new.md").write_text("# New\n"), "new"),
+    "a page names an object that is not there": (_append("docs/guides/one.md", "\n`aiqueue.Nope`\n"), "aiqueue.Nope"),
+}
+
+
+def test_a_small_site_without_faults_is_built(small: Path, tmp_path: Path) -> None:
+    done = build(small, tmp_path / "out/html")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_build_fails_and_says_where_if(fault: str, small: Path, tmp_path: Path) -> None:
+    make, named = FAULTS[fault]
+    make(small)
+    done = build(small, tmp_path / "out/html")
+    assert done.returncode != 0
+    assert named in done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_every_page_of_the_docs_is_in_the_site_as_html_and_as_markdown(site: Path) -> None:
+    pages = [each.relative_to(ROOT) for each in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]]
+    assert len(pages) > 100
+    assert [each for each in pages if not (site / each).with_suffix(".html").is_file()] == []
+    assert [each for each in pages if (site / each).read_text() != (ROOT / each).read_text()] == []
+    assert "url=README.html" in (site / "index.html").read_text()
+
+
+class Assets(HTMLParser):
+    """What a browser loads for a page, and where its links lead."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = {key: value or "" for key, value in attrs}
+        if tag == "a":
+            self.links.append(named.get("href", ""))
+        elif tag == "link":
+            self.loaded.append(named.get("href", ""))
+        else:
+            self.loaded.append(named.get("src", ""))
+
+
+@pytest.mark.timeout(300)
+def test_the_site_works_offline(site: Path) -> None:
+    asked = []
+    for page in site.rglob("*.html"):
+        assets = Assets(page.read_text())
+        asked += [(page.name, each) for each in assets.loaded if urlsplit(each).netloc]
+        for link in assets.links:
+            path = unquote(urlsplit(link).path)
+            if path and not urlsplit(link).netloc and not urlsplit(link).scheme:
+                assert (page.parent / path).exists(), f"{page.relative_to(site)}: {link}"
+    for style in site.rglob("*.css"):
+        asked += [(style.name, each) for each in re.findall(r"url\([\"']?((?:https?:)?//[^)]+)", style.read_text())]
+    assert asked == []
+
+
+@pytest.mark.timeout(300)
+def test_llms_txt_lists_the_pages_and_llms_full_txt_has_their_text(site: Path) -> None:
+    lines = (site / "llms.txt").read_text().splitlines()
+    assert lines[0] == "# aiqueue"
+    assert lines[2].startswith("> ")
+    links = [re.fullmatch(r"- \[[^\]]+\]\(([^)]+)\)(?:: .+)?", each) for each in lines if each.startswith("- ")]
+    assert all(links)
+    named = [each[1] for each in links if each]
+    assert len(named) == len(set(named))
+    assert {"README.md", "docs/get-started/first-job.md", "docs/decisions/site.md"} <= set(named)
+    assert [each for each in named if not (site / each).is_file()] == []
+    assert [each[3:] for each in lines if each.startswith("## ")][-1] == "Optional"  # may be left out by its readers
+    full = (site / "llms-full.txt").read_text()
+    assert (ROOT / "docs/get-started/first-job.md").read_text().strip() in full
+    assert (ROOT / "docs/decisions/site.md").read_text().strip() not in full

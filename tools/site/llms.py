@@ -1,0 +1,67 @@
+"""Writes llms.txt, llms-full.txt and the Markdown of each page beside its HTML, for language models: llmstxt.org."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+_OPTIONAL = ("docs/decisions/", "docs/benchmarks/", "ARCHITECTURE", "CHANGELOG", "CONTRIBUTING", "examples/")
+_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_SENTENCE = re.compile(r".+?[.:](?=\s|$)", re.DOTALL)
+
+
+def in_order(env: BuildEnvironment, page: str) -> Iterator[str]:
+    """Yield the page and all pages below it, in the order of the navigation."""
+    yield page
+    for each in env.toctree_includes.get(page, []):
+        yield from in_order(env, each)
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a page's prose, as plain text; "" if the page has no prose."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for paragraph in re.split(r"\n\s*\n", prose):
+        if paragraph.strip() and not paragraph.lstrip().startswith(("#", "|", "<", "!", "-")):
+            plain = " ".join(_LINK.sub(r"\1", paragraph).split())
+            match = _SENTENCE.match(plain)
+            return (match[0] if match else plain).removesuffix(":")
+    return ""
+
+
+def _write(app: Sphinx, error: Exception | None) -> None:
+    if error is not None or app.builder.format != "html":
+        return
+    env, out = app.env, Path(app.outdir)
+    pages = list(dict.fromkeys(in_order(env, app.config.root_doc)))
+    texts = {page: Path(env.doc2path(page)).read_text() for page in pages}
+    for page, text in texts.items():
+        (out / page).with_suffix(".md").write_text(text)
+    home = app.config.root_doc
+    lines = [f"# {app.config.project}", "", f"> {first_sentence(texts[home])}"]
+    sections: dict[str, list[str]] = {}
+    for page in pages:
+        section = "Optional" if page.startswith(_OPTIONAL) else env.titles[_section(env, page, home)].astext()
+        sections.setdefault(section, []).append(
+            f"- [{env.titles[page].astext()}]({page}.md): {first_sentence(texts[page])}".removesuffix(": ")
+        )
+    for section in sorted(sections, key=lambda each: each == "Optional"):
+        lines += ["", f"## {section}", "", *sections[section]]
+    (out / "llms.txt").write_text("\n".join(lines) + "\n")
+    full = [f"<!-- {page}.md -->\n\n{text.strip()}\n" for page, text in texts.items() if not page.startswith(_OPTIONAL)]
+    (out / "llms-full.txt").write_text("\n".join(full))
+
+
+def _section(env: BuildEnvironment, page: str, home: str) -> str:
+    index = posixpath.join(posixpath.dirname(page), "README")
+    return index if index in env.titles else home
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the writer with Sphinx."""
+    app.connect("build-finished", _write)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""docs/guides/gateway.md is true: its files are read, and its table of errors is what the code does."""
+"""The gateway's pages are true: their files are read, and the table of errors is what the code does."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from aiqueue.topology.declared import Topology
 from ..support import ROOT
 
 PAGE = (ROOT / "docs/guides/gateway.md").read_text()
-FILES = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "docs" / each for each in ("get-started/first-gateway.md", "reference/gateway-file.md")]
+FILES = [
+    file for page in PAGES for file in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+]
 ERRORS = PAGE.partition("\n## When a call fails\n")[2].partition("\n## ")[0]
 ROWS = [(told, then) for told, then in re.findall(r"^\| (.+) \| (.+) \|$", ERRORS, re.MULTILINE)]
 STATUSES = [(int(number), told, then) for told, then in ROWS for number in re.findall(r"\b[345]\d\d\b", told)]
 
 
-def test_each_file_on_the_page_is_a_gateway_toml_or_a_limits_toml_that_is_read() -> None:
+def test_each_file_on_the_pages_is_a_gateway_toml_or_a_limits_toml_that_is_read() -> None:
     models = {model for text in FILES if "[[limit]]" not in text for model in parse("gateway.toml", text).models}
     assert models == {"small", "other", "embed", "claude"}
     limited = [parse_rules(Topology.load(), ("limits.toml", text)).declared for text in FILES if "[[limit]]" in text]

@@ -23,6 +23,8 @@ extensions = ["myst_parser", "tools.site.pages", "tools.site.llms"]
 myst_heading_anchors = 6  # GitHub makes an anchor of each heading
 suppress_warnings = ["myst.header"]  # a page may begin with any level of heading
 
+smartquotes = False  # what is quoted may be copied
+
 html_theme = "furo"
 html_title = f"aiqueue {release}"
 html_show_sphinx = False

@@ -10,8 +10,9 @@ from pathlib import Path
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
-_OPTIONAL = ("docs/decisions/", "docs/benchmarks/", "ARCHITECTURE", "CHANGELOG", "CONTRIBUTING", "examples/")
+_OPTIONAL = ("docs/decisions/", "docs/benchmarks/", "ARCHITECTURE", "CHANGELOG", "CONTRIBUTING", "examples/", "tests/")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_ITEM = re.compile(r"^- \[[^\]]+\]\(([^)\s#]+\.md)\): (.+(?:\n  .+)*)", re.MULTILINE)
 _SENTENCE = re.compile(r".+?[.:](?=\s|$)", re.DOTALL)
 
 
@@ -20,6 +21,14 @@ def in_order(env: BuildEnvironment, page: str) -> Iterator[str]:
     yield page
     for each in env.toctree_includes.get(page, []):
         yield from in_order(env, each)
+
+
+def index_of(env: BuildEnvironment, page: str) -> str:
+    """Return the index page of the page's directory, or of the nearest directory above that has one."""
+    directory = posixpath.dirname(page)
+    while (index := posixpath.join(directory, "README")) not in env.titles:
+        directory = posixpath.dirname(directory)
+    return index
 
 
 def first_sentence(text: str) -> str:
@@ -33,6 +42,16 @@ def first_sentence(text: str) -> str:
     return ""
 
 
+def descriptions(index: str, text: str) -> dict[str, str]:
+    """Return what an index page says of each page that an item of its lists begins with."""
+    here = posixpath.dirname(index)
+    found = {}
+    for target, said in _ITEM.findall(text):
+        page = posixpath.normpath(posixpath.join(here, target)).removesuffix(".md")
+        found[page] = " ".join(_LINK.sub(r"\1", said).split())
+    return found
+
+
 def _write(app: Sphinx, error: Exception | None) -> None:
     if error is not None or app.builder.format != "html":
         return
@@ -43,22 +62,20 @@ def _write(app: Sphinx, error: Exception | None) -> None:
         (out / page).with_suffix(".md").write_text(text)
     home = app.config.root_doc
     lines = [f"# {app.config.project}", "", f"> {first_sentence(texts[home])}"]
+    said: dict[str, str] = {}
+    for page, text in texts.items():
+        if posixpath.basename(page) == "README":
+            said |= descriptions(page, text)
     sections: dict[str, list[str]] = {}
-    for page in pages:
-        section = "Optional" if page.startswith(_OPTIONAL) else env.titles[_section(env, page, home)].astext()
-        sections.setdefault(section, []).append(
-            f"- [{env.titles[page].astext()}]({page}.md): {first_sentence(texts[page])}".removesuffix(": ")
-        )
+    for page in pages[1:]:
+        section = "Optional" if page.startswith(_OPTIONAL) else env.titles[index_of(env, page)].astext()
+        described = said.get(page) or first_sentence(texts[page])
+        sections.setdefault(section, []).append(f"- [{env.titles[page].astext()}]({page}.md): {described}")
     for section in sorted(sections, key=lambda each: each == "Optional"):
         lines += ["", f"## {section}", "", *sections[section]]
     (out / "llms.txt").write_text("\n".join(lines) + "\n")
     full = [f"<!-- {page}.md -->\n\n{text.strip()}\n" for page, text in texts.items() if not page.startswith(_OPTIONAL)]
     (out / "llms-full.txt").write_text("\n".join(full))
-
-
-def _section(env: BuildEnvironment, page: str, home: str) -> str:
-    index = posixpath.join(posixpath.dirname(page), "README")
-    return index if index in env.titles else home
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

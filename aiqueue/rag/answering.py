@@ -31,7 +31,9 @@ MARGIN_S: Final = 0.5  # before the deadline, for the result to arrive
 CANCEL_S: Final = 5.0
 SOURCE_CHARS_MAX: Final = 2_000  # of a passage's text in the first chunk, which must fit into a message
 NO_GATEWAY: Final = "no gateway worker is running: start `aiqueue work aiqueue.gateway:worker`"
-NO_MODEL: Final = "no model is set: name one in [answers] of rag.toml, or with the question; see docs/guides/rag.md"
+NO_MODEL: Final = (
+    "no model is set: name one in [answers] of rag.toml, or with the question; see docs/guides/rag-setup.md"
+)
 
 
 class _NoAnswer(Exception):

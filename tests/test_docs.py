@@ -410,7 +410,7 @@ def test_the_configuration_page_has_all_settings_and_keys() -> None:
 
 
 def test_the_gateway_page_has_a_row_for_each_key_of_its_file() -> None:
-    page = prose(ROOT / "docs/reference/gateway-file.md")
+    page = prose(ROOT / "docs/guides/gateway-config.md")
     rows = re.findall(r"^\| `(provider|model|budget)\.([a-z_.]+)` \| ", page, re.MULTILINE)
     wanted = [("provider", key) for key in config_file._PROVIDER_KEYS]
     wanted += [("model", key) for key in config_file._MODEL_KEYS]

@@ -15,7 +15,7 @@ from ..support import ROOT
 
 PAGE = (ROOT / "docs/guides/gateway.md").read_text()
 PAGES = [
-    ROOT / "docs" / each for each in ("get-started/first-gateway.md", "reference/gateway-file.md", "guides/gateway.md")
+    ROOT / "docs" / each for each in ("get-started/first-gateway.md", "guides/gateway-config.md", "guides/gateway.md")
 ]
 FILES = [
     file for page in PAGES for file in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)

@@ -14,6 +14,7 @@ from sphinx.util import logging
 
 _log = logging.getLogger(__name__)
 _LINK = re.compile(r"\]\(([^)\s#:]+\.md)(?:#[^)\s]*)?\)")
+_INDEXES = ("README", "index")
 _NAME = re.compile(r"aiqueue(?:\.\w+)*\.[A-Z]\w*")
 _HOME = """<!doctype html>
 <meta charset="utf-8">
@@ -44,7 +45,7 @@ def _drop_links_of_others(_app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def _add_navigation(_app: Sphinx, page: str, source: list[str]) -> None:
-    if posixpath.basename(page) == "README" and (below := children(page, source[0])):
+    if posixpath.basename(page) in _INDEXES and (below := children(page, source[0])):
         listed = "\n".join(f"/{each}" for each in below)
         source[0] += f"\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
 

@@ -1,0 +1,1 @@
+"""Programs for the work on aiqueue itself. They are no part of the wheel."""

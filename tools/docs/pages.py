@@ -1,0 +1,33 @@
+"""All pages of the reference: name, and text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+
+from aiqueue.cli.app import app
+from aiqueue.cli.demo import demo
+from aiqueue.cli.options import SERVER_OPTIONS
+from aiqueue.config import Settings
+
+from . import cli, settings
+
+COMMAND_LINE = "cli.md"
+
+
+@cache
+def commands() -> tuple[cli.Command, ...]:
+    """Return the commands of aiqueue."""
+    variables = {name: settings.variable_of(name) for name in SERVER_OPTIONS}
+    return tuple(cli.list_commands(app, {"demo": demo}, variables))
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    COMMAND_LINE: lambda: cli.render(list(commands())),
+    "settings.md": lambda: settings.render(Settings),
+}
+
+
+def render_all() -> dict[str, str]:
+    """Return the text of each page, by its path in docs/reference."""
+    return {name: render() for name, render in PAGES.items()}

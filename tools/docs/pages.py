@@ -10,7 +10,7 @@ from aiqueue.cli.demo import demo
 from aiqueue.cli.options import SERVER_OPTIONS
 from aiqueue.config import Settings
 
-from . import cli, settings
+from . import cli, own_files, settings
 
 COMMAND_LINE = "cli.md"
 
@@ -25,6 +25,10 @@ def commands() -> tuple[cli.Command, ...]:
 PAGES: Mapping[str, Callable[[], str]] = {
     COMMAND_LINE: lambda: cli.render(list(commands())),
     "settings.md": lambda: settings.render(Settings),
+    "stream-files.md": own_files.render_streams,
+    "limits-file.md": own_files.render_limits,
+    "gateway-file.md": own_files.render_gateway,
+    "rag-file.md": own_files.render_rag,
 }
 
 

@@ -56,6 +56,7 @@ from typing import Any, ClassVar, Literal
 JobState = Literal[
     "queued", "parked", "in_flight", "retrying", "waiting", "done", "failed", "cancelled", "ended", "unknown"
 ]
+"""What a job does now, as `aiqueue inspect` says it; docs/job-lifecycle.md has a table of these."""
 
 
 class AIQueueError(Exception):
@@ -285,9 +286,7 @@ class DuplicateJob(Conflict):
 
 
 class NotParked(Conflict):
-    """The job does not wait for a time, so it cannot be rescheduled. `state`: of `JobStats`, or "due" (it is about to
-    enter its lane), or "gone" (nothing is known of it).
-    """
+    """The job does not wait for a time, so it cannot be rescheduled. `state`: of `JobStats`, or "due", or "gone"."""
 
     def __init__(self, job_id: str, state: JobState | Literal["due", "gone"]) -> None:
         super().__init__(f"job {job_id} is not parked ({state.replace('_', ' ')}), so it cannot be rescheduled")

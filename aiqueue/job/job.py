@@ -67,9 +67,7 @@ class Job(Generic[M_co, S_co]):
         progress: Progress,
         stored: tuple[int, float] = (0, 0.0),
     ) -> None:
-        """`headers` may be a function that returns them: most handlers do not ask. `stored`: sequence and time of the
-        message that this job was delivered as.
-        """
+        """`headers` may be a function that returns them. `stored`: sequence and time of the delivered message."""
         self.message: M_co = message
         self.id = job_id
         self.kind = message.aiq_kind
@@ -84,6 +82,7 @@ class Job(Generic[M_co, S_co]):
 
     @property
     def headers(self) -> Mapping[str, str]:
+        """The message's headers, those of the server left out."""
         if callable(self._headers):
             self._headers = self._headers()
         return self._headers

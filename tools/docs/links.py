@@ -16,3 +16,8 @@ SCHEMAS: Final = "../schemas.md"
 TRACING: Final = "../tracing.md"
 TROUBLESHOOTING: Final = "../troubleshooting.md"
 WIRE_CONTRACT: Final = "../wire-contract.md"
+
+
+def upwards(link: str) -> str:
+    """Return a link for a page in a folder of docs/reference."""
+    return f"../{link}"

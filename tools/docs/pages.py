@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 
 from aiqueue.cli.app import app
 from aiqueue.cli.demo import demo
 from aiqueue.cli.options import SERVER_OPTIONS
 from aiqueue.config import Settings
 
-from . import cli, own_files, settings
+from . import api, cli, errors, own_files, public, settings
+from .remedies import REMEDIES
 
 COMMAND_LINE = "cli.md"
 
@@ -29,6 +30,9 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "limits-file.md": own_files.render_limits,
     "gateway-file.md": own_files.render_gateway,
     "rag-file.md": own_files.render_rag,
+    "errors.md": lambda: errors.render(errors.list_errors(public.names()), REMEDIES),
+    "api/index.md": lambda: api.render_index(public.GROUPS),
+    **{f"api/{each.file}": partial(api.render, each) for each in public.GROUPS},
 }
 
 

@@ -22,6 +22,7 @@ _STOPS = (".", "!", "?")
 _NAMES = r"`\w+`(?:(?:, | and |, and )`\w+`)*"
 _ITEM = re.compile(rf"(?:\A|\n- |\A- |(?<=[.;:])\s)({_NAMES}):\s")  # a sentence or a line of a list begins with them
 _NAME = re.compile(r"`(\w+)`")
+_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(])")  # of a sentence
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -45,11 +46,15 @@ def first_paragraph(text: str | None) -> str:
     return join_lines(inspect.cleandoc(text or "").partition("\n\n")[0])
 
 
+def sentences_of(text: str | None) -> list[str]:
+    """Return the sentences of a docstring, each on one line."""
+    paragraphs = [join_lines(each) for each in inspect.cleandoc(text or "").split("\n\n")]
+    return [each for paragraph in paragraphs for each in _END.split(paragraph) if each]
+
+
 def first_sentence(text: str | None) -> str:
     """Return the first sentence of a docstring on one line, "" without one."""
-    paragraph = first_paragraph(text).removesuffix("::") if text else ""
-    found = re.search(r"(?<![.…]\w)(?<!e\.g)[.!?](?=\s+[A-Z`\"'])", paragraph)
-    return (paragraph[: found.end()] if found else paragraph).strip()
+    return next(iter(sentences_of(text)), "").removesuffix("::").strip()
 
 
 def own_doc(thing: Any) -> str:

@@ -12,7 +12,6 @@ REMEDIES: Final[Mapping[str, str]] = {
     "EncodeError": "Give the field that the text names a type that CBOR has: text, numbers, bytes, lists, maps, times.",
     "DecodeError": "Look at the body with `aiqueue dead show SEQ`, and mend the program that has published it.",
     "TooLarge": "Store large data with `client.documents.put` and send the Document, or raise max_payload.",
-    "UnknownKind": "Register a handler for the kind, or correct the kind. `aiqueue workers` shows the kinds that run.",
     "UnknownFamily": "Correct the name, add a stream file, or name the family in the setting `families`.",
     "LoadError": "Name an object as `module:attribute`, and run in the directory from which Python imports the module.",
     "SettingsError": "Correct the setting where the text says that it is set.",

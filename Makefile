@@ -54,6 +54,7 @@ lint: $(DEV) ## check style, format, types and the direction of imports
 	@$(VENV)/bin/lint-imports
 
 docs: $(DOCS) ## build the site into build/docs; a broken link, or a page that no page lists, fails
+	@$(PY) -m tools.docs reference --check
 	@rm -rf build/docs
 	@$(PY) -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --jobs auto \
 	  --conf-dir tools/site --doctree-dir build/doctrees . build/docs

@@ -146,17 +146,25 @@ class Settings(pydantic.BaseModel):
     context: str | None = None
     """Name of a nats CLI context that provides URL, credentials, TLS settings and inbox prefix."""
     user: str | None = None
+    """Name of the user, with `password`. Default: what the URL says."""
     password: pydantic.SecretStr | None = None
+    """Password of `user`. It is never printed."""
     token: pydantic.SecretStr | None = None
+    """Authentication token, instead of a user. It is never printed."""
     creds: UserPath | None = None
     """Path of a credentials file (JWT and seed). Requires ``aiqueue[nkeys]``."""
     nkey: UserPath | None = None
     """Path of a file with an nkey seed. Requires ``aiqueue[nkeys]``."""
     tls_ca: UserPath | None = None
+    """Path of a PEM file with the CAs to trust, instead of the system's. It turns TLS on."""
     tls_cert: UserPath | None = None
+    """Path of a PEM file with this client's certificate, for mutual TLS. It turns TLS on."""
     tls_key: UserPath | None = None
+    """Path of the private key of `tls_cert`."""
     tls_hostname: str | None = None
+    """Name to check the server's certificate against. Default: the host in the URL."""
     tls_handshake_first: bool = False
+    """Start TLS before the server's greeting, as its own setting handshake_first requires."""
     inbox_prefix: Annotated[str | None, pydantic.AfterValidator(_check_inbox_prefix)] = None
     """Subject prefix for replies. Default: a random one below ``_INBOX``.
 
@@ -164,21 +172,23 @@ class Settings(pydantic.BaseModel):
     name: str = "aiqueue"
     """Name of the connection in the server's monitoring, and of the service in the stamps of `apply`."""
     connect_timeout: Duration = 5.0
-    """Timeout of the first connection, in seconds. A lost connection is re-established without a time limit."""
+    """Timeout of the first connection. A lost connection is re-established without a time limit."""
     ping_interval: Duration = 2.0
-    """Seconds between pings. After three unanswered pings the connection counts as lost."""
+    """Time between pings. After three unanswered pings the connection counts as lost, and is made again."""
     streams: UserPath | None = None
     """A directory of further stream files (``*.toml``), beside the bundled ones."""
     profile: Literal["single", "cluster"] = "single"
     """Declare streams for one server (``single``) or with three replicas (``cluster``)."""
     size: Literal["small", "medium", "large"] = "medium"
-    """How large the streams may grow: ``small`` fits a server with 1 GB of storage."""
+    """How large the streams may grow: ``small`` fits a server with 1 GB of storage. `aiqueue plan` shows the sum."""
     families: Annotated[tuple[str, ...] | None, pydantic.BeforeValidator(_names)] = None
     """The families that are declared, optional ones too. Default: all bundled ones, and those in `streams`."""
     overlay: Annotated[dict[str, Any], pydantic.BeforeValidator(_tables)] = {}
-    """Tables whose keys replace those of stream files, by family, or by role for streams of no family."""
+    """Tables whose keys replace those of stream files, by family, or by role for streams of no family.
+
+    In the environment it is TOML, such as ``dead.stream.max_age = "7d"``, or a JSON object."""
     claim_check: Size = 256 * 1024
-    """Bodies larger than this many bytes are stored as documents. 0: never. At most half of max_payload is used."""
+    """Bodies above this size are stored as documents. 0: never. At most half of the server's max_payload counts."""
     generation: Generation = 0
     """Of this deployment: of versions of a worker that declare a schedule, the one with the greatest decides.
 
@@ -190,13 +200,13 @@ class Settings(pydantic.BaseModel):
 
     ``auto``: yes, but it is not started in a container unless `directory` is set. ``never``: an address is required."""
     redact: Annotated[str | Redact | None, pydantic.BeforeValidator(_check_redact)] = None
-    """A function of family, kind and data of a message, or its name ``MODULE:FUNCTION``. What it returns is shown."""
+    """A function of family, kind and data of a message, or its name ``MODULE:FUNCTION``. Lists show what it returns."""
     traces: Literal["auto", "otlp", "off"] = "auto"
     """Where spans go: to the program's provider of tracers, if it has set one (``auto``), by OTLP, or nowhere."""
     trace_ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.01
-    """Of jobs that are part of no trace, how many begin one."""
+    """Share of the jobs that begin a trace, among those that are part of none: 0 is none, 1 is all."""
     metrics: bool = True
-    """Whether workers count what becomes of jobs, for `aiqueue history`."""
+    """Whether workers count what becomes of jobs, for `aiqueue history` and `aiqueue metrics`."""
     _sources: dict[str, str] = pydantic.PrivateAttr(default_factory=dict)
     _file: str = pydantic.PrivateAttr(default="")
 

@@ -8,7 +8,6 @@
     │   ├── EncodeError         a message that cannot be encoded as CBOR
     │   ├── DecodeError         a body that cannot be decoded
     │   ├── TooLarge            body and headers exceed the server's max_payload
-    │   ├── UnknownKind         no handler is registered for this kind of message
     │   ├── UnknownFamily       no stream file (streams/*.toml) declares this family, or `families` leaves it out
     │   ├── LoadError           "module:attribute" does not name a worker
     │   ├── SettingsError       an invalid argument, environment variable or aiqueue.toml key
@@ -56,6 +55,7 @@ from typing import Any, ClassVar, Literal
 JobState = Literal[
     "queued", "parked", "in_flight", "retrying", "waiting", "done", "failed", "cancelled", "ended", "unknown"
 ]
+"""What a job does now, as `aiqueue inspect` says it; docs/job-lifecycle.md has a table of these."""
 
 
 class AIQueueError(Exception):
@@ -120,15 +120,6 @@ class TooLarge(BadInput):
         advice = advice or ("move long values into the message" if headers else put)
         super().__init__(f"{what} exceed the limit of {limit:,}: {advice}")
         self.size, self.limit = size, limit
-
-
-class UnknownKind(BadInput):
-    """No handler is registered for this kind of message."""
-
-    def __init__(self, kind: str, known: tuple[str, ...] = ()) -> None:
-        hint = f"; known kinds: {', '.join(known)}" if known else ""
-        super().__init__(f"unknown kind {kind!r}{hint}")
-        self.kind, self.known = kind, known
 
 
 class UnknownFamily(BadInput):
@@ -285,9 +276,7 @@ class DuplicateJob(Conflict):
 
 
 class NotParked(Conflict):
-    """The job does not wait for a time, so it cannot be rescheduled. `state`: of `JobStats`, or "due" (it is about to
-    enter its lane), or "gone" (nothing is known of it).
-    """
+    """The job does not wait for a time, so it cannot be rescheduled. `state`: of `JobStats`, or "due", or "gone"."""
 
     def __init__(self, job_id: str, state: JobState | Literal["due", "gone"]) -> None:
         super().__init__(f"job {job_id} is not parked ({state.replace('_', ' ')}), so it cannot be rescheduled")

@@ -67,6 +67,7 @@ class TextFormatter(logging.Formatter):
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        """Return the line, with the job at its end if there is one."""
         line = super().formatMessage(record)
         job_id = getattr(record, "job_id", None)
         if job_id is None or str(job_id) in record.message:

@@ -24,10 +24,9 @@ import aiqueue
 from aiqueue import headers
 from aiqueue.cli.app import app
 from aiqueue.config import Settings
-from aiqueue.gateway import config_file
 from aiqueue.inspect.finding import REMEDIES, WHEN_FULL
 from aiqueue.server.embedded import DIRECTORY, EmbeddedServer
-from aiqueue.topology import provision, streamfile
+from aiqueue.topology import provision
 from aiqueue.topology.declared import Topology
 from aiqueue.topology.problems import FATAL_SETTINGS
 
@@ -399,24 +398,6 @@ def test_the_wire_contract_has_all_headers_subjects_and_streams() -> None:
     streams = [topology.journal_stream.name, topology.dead_stream.name, topology.documents_stream.name]
     missing = [each for each in [*names, *subjects, *journals, *streams] if each not in text]
     assert not missing
-
-
-def test_the_configuration_page_has_all_settings_and_keys() -> None:
-    spans = set(_SPAN.findall(prose(ROOT / "docs/reference/configuration.md")))
-    spans |= {part for span in spans for part in span.split(".")}
-    tables = (streamfile._WORK_FAMILY, streamfile._STREAM, streamfile._REPUBLISH, streamfile._CONSUMER)
-    wanted = {*Settings.model_fields, *(key for table in tables for key in table)}
-    assert not wanted - spans
-
-
-def test_the_gateway_page_has_a_row_for_each_key_of_its_file() -> None:
-    page = prose(ROOT / "docs/guides/gateway-config.md")
-    rows = re.findall(r"^\| `(provider|model|budget)\.([a-z_.]+)` \| ", page, re.MULTILINE)
-    wanted = [("provider", key) for key in config_file._PROVIDER_KEYS]
-    wanted += [("model", key) for key in config_file._MODEL_KEYS]
-    wanted += [("model", f"price.{key}") for key in config_file._PRICE_KEYS]
-    wanted += [("budget", key) for key in config_file._BUDGET_KEYS]
-    assert sorted(rows) == sorted(wanted)
 
 
 def test_the_changelog_has_the_version() -> None:

@@ -21,7 +21,6 @@ EXAMPLES: dict[str, AIQueueError] = {
     "InvalidToken": errors.InvalidToken("tenant", "a\nb"),
     "DecodeError": errors.DecodeError("not CBOR"),
     "TooLarge": errors.TooLarge(2000, 1000),
-    "UnknownKind": errors.UnknownKind("x\ny", ("a", "b")),
     "UnknownFamily": errors.UnknownFamily("x.y", ("a.b",)),
     "TopologyError": errors.TopologyError("x.toml", "stream.name", "is missing"),
     "AboveLimit": errors.AboveLimit("cost", 12_000, 10_000, "agent.tasks: cost 10,000 in 1m", "gpt\n4"),

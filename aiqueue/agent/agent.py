@@ -73,6 +73,7 @@ class Agent:
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
+        """The handlers that are registered, in the order of their registration."""
         return tuple(self._handlers.values())
 
     def handle(

@@ -51,6 +51,7 @@ class BusSubscription:
 
     @property
     def closed(self) -> bool:
+        """Whether the subscription has ended, or is ending."""
         return self._ending is not None
 
     async def unsubscribe(self) -> None:

@@ -83,7 +83,7 @@ def pause(
 
 def resume(
     options: ServerOptions,
-    family: Annotated[str, typer.Argument(metavar="FAMILY", help="Family.")],
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="The family that is paused.")],
     *,
     tenant: Tenant = None,
     kind: Kind = None,

@@ -56,22 +56,27 @@ class Handle(Generic[R_co]):
 
     @property
     def id(self) -> str:
+        """The id of the job, which `Client.job` finds again."""
         return self._enqueued.job_id
 
     @property
     def lane(self) -> subjects.Lane:
+        """Where the job waits: family, tenant, priority, and the hash of its limited key."""
         return self._enqueued.lane
 
     @property
     def tenant(self) -> str:
+        """The tenant that the job is of."""
         return self._enqueued.lane.tenant
 
     @property
     def family(self) -> str:
+        """The family that the job is of, such as agent.tasks."""
         return self._enqueued.lane.family
 
     @property
     def duplicate(self) -> bool:
+        """Whether the job was stored before, so that the call stored none."""
         return self._enqueued.duplicate
 
     @property

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any
 from .answers import Bill, Completion, answer_of, from_chunks, text_of, usage_of
 from .api_key_store import ApiKey
 from .api_keys import ApiKeys, KeyCredit, KeyLimited, KeyRevoked
-from .batches import ENDPOINTS as BATCH_ENDPOINTS
-from .batches import Batches, BatchFile, BatchQuota, BatchQuotas, GatewayBatch, RequestBatch
+from .batches import (
+    BATCH_ENDPOINTS,
+    BatchEnded,
+    Batches,
+    BatchFile,
+    BatchQuota,
+    BatchQuotas,
+    GatewayBatch,
+    RequestBatch,
+)
 from .budgets import Budget, Budgets, BudgetSpent, BudgetStats, Reservation
 from .client import Gateway
 from .config import GatewayConfig, ModelConfig, ProviderConfig
@@ -24,7 +32,7 @@ from .provider_errors import ProviderError
 from .providers import Provider, ProviderCall, Reply, Usage, upstream_body
 from .requests import EmbeddingRequest, GatewayRequest, check_tenant
 from .token_bound import TokenBound, bound_tokens, prompt_tokens_at_most, tokens_at_most
-from .usage_store import UsageStore
+from .usage_store import NoUsageStream, UsageStore
 from .usage_view import Sums, UsageTotal, UsageView
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ __all__ = [
     "BATCH_ENDPOINTS",
     "ApiKey",
     "ApiKeys",
+    "BatchEnded",
     "BatchFile",
     "BatchQuota",
     "BatchQuotas",
@@ -55,6 +64,7 @@ __all__ = [
     "KeyLimited",
     "KeyRevoked",
     "ModelConfig",
+    "NoUsageStream",
     "Price",
     "PriceMap",
     "PriceUnknown",

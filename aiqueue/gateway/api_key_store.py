@@ -74,6 +74,7 @@ class ApiKey:
 
     @property
     def is_revoked(self) -> bool:
+        """Whether requests with the key are refused."""
         return self.revoked_at is not None
 
     @property

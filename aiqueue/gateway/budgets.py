@@ -54,9 +54,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A call that the budgets of its tenant and key admit. `at`: the call's start for its record; seconds since the
-    epoch.
-    """
+    """A call that the budgets of its tenant and key admit. `at`: its start, in seconds since the epoch."""
 
     tenant: str
     call_id: str
@@ -86,6 +84,7 @@ class BudgetStats:
 
     @property
     def charged_micros(self) -> int:
+        """What counts against the limit: what is spent, reserved and held."""
         return self.spent_micros + self.reserved_micros + self.held_micros
 
 
@@ -153,6 +152,7 @@ class Budgets:
         self._budgets = {each.tenant: each for each in budgets}
 
     def budget_of(self, tenant: str) -> Budget | None:
+        """Return the budget that holds for a tenant. None: there is none."""
         return self._budgets.get(tenant) or self._budgets.get(EACH)
 
     async def close(self) -> None:

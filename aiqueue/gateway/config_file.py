@@ -16,6 +16,7 @@ from ..errors import TopologyError
 from ..topology import tables
 from .budgets import Budget
 from .config import LIMIT_FIELDS, GatewayConfig, ModelConfig, ProviderConfig, ProviderKind
+from .gateway_keys import BUDGET_KEYS, MODEL_KEYS, PRICE_KEYS, PROVIDER_KEYS
 from .prices import MICROS, Price
 from .requests import is_refused_option
 
@@ -76,17 +77,7 @@ def _read_file(file: str, raw: dict[str, Any]) -> GatewayConfig:
 
 # -- tables
 
-_PROVIDER_KEYS = (
-    "name", "kind", "base_url", "key_env", "key_file", "media_urls", "options", "connections",
-    "limit_field",
-)  # fmt: skip
-_MODEL_KEYS = (
-    "name", "provider", "upstream", "kind", "context", "max_output_tokens", "tokens_per_byte", "price", "fallbacks",
-    "first_token_timeout", "timeout",
-)  # fmt: skip
 _SECRETS = "a key never stands in this file: give key_env or key_file"
-_PRICE_KEYS = ("input", "output", "cached_input", "cache_write")
-_BUDGET_KEYS = ("tenant", "month", "currency", "when_spent")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_./:@+-]{1,256}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -96,7 +87,7 @@ _OPTION = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 
 def _read_provider(where: str, table: dict[str, Any], home: Path) -> ProviderConfig:
-    tables.check_known(where, table, _PROVIDER_KEYS, secrets=_SECRETS)
+    tables.check_known(where, table, PROVIDER_KEYS, secrets=_SECRETS)
     read = tables.TableReader(where, table, hidden=_NOT_SHOWN)
     kind: ProviderKind = read.choice("kind", ("openai", "litellm"))
     env, path = read.text("key_env", _VARIABLE_NAME, "the name of an environment variable"), read.text("key_file")
@@ -130,7 +121,7 @@ def _read_provider(where: str, table: dict[str, Any], home: Path) -> ProviderCon
 
 
 def _read_model(where: str, table: dict[str, Any], providers: Mapping[str, ProviderConfig]) -> ModelConfig:
-    tables.check_known(where, table, _MODEL_KEYS, secrets=_SECRETS)
+    tables.check_known(where, table, MODEL_KEYS, secrets=_SECRETS)
     read = tables.TableReader(where, table)
     characters = "1 to 256 characters of A-Z a-z 0-9 _ . / : @ + -"
     name = read.required("name", _MODEL_NAME, characters)
@@ -176,9 +167,9 @@ def _read_price(where: str, table: Any, kind: str) -> Price:
         raise tables.WrongKey(
             where, "must be USD for a million tokens: { input = 0.15, output = 0.6, cached_input = 0.075 }"
         )
-    tables.check_known(where, table, _PRICE_KEYS, secrets=_SECRETS)
+    tables.check_known(where, table, PRICE_KEYS, secrets=_SECRETS)
     read = tables.TableReader(where, table)
-    amounts = {name: read.amount(name, PRICE_MAX) for name in _PRICE_KEYS}
+    amounts = {name: read.amount(name, PRICE_MAX) for name in PRICE_KEYS}
     if amounts["output"] is None and kind == "embedding":
         amounts["output"] = Decimal(0)
     for name in ("input", "output"):
@@ -186,7 +177,7 @@ def _read_price(where: str, table: Any, kind: str) -> Price:
             raise tables.WrongKey(
                 f"{where}.{name}", "is missing: give USD for a million tokens, 0 if they cost nothing"
             )
-    return Price.of(*(amounts[name] for name in _PRICE_KEYS))
+    return Price.of(*(amounts[name] for name in PRICE_KEYS))
 
 
 def _check_fallbacks(where: str, model: ModelConfig, models: Mapping[str, ModelConfig]) -> None:
@@ -200,7 +191,7 @@ def _check_fallbacks(where: str, model: ModelConfig, models: Mapping[str, ModelC
 
 
 def _read_budget(where: str, table: dict[str, Any]) -> Budget:
-    tables.check_known(where, table, _BUDGET_KEYS, secrets=_SECRETS)
+    tables.check_known(where, table, BUDGET_KEYS, secrets=_SECRETS)
     read = tables.TableReader(where, table)
     tenant = read.required("tenant")
     if tenant != "*" and not subjects.TOKEN.fullmatch(tenant):

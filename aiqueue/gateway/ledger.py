@@ -105,6 +105,7 @@ class UsageRecord:
 
     @property
     def month(self) -> str:
+        """The month (UTC) in which the call began, as budgets count it: "2026-11"."""
         return month_of(self.started_at)
 
     @property

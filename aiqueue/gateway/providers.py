@@ -26,6 +26,7 @@ class Usage(NamedTuple):
 
     @property
     def total_tokens(self) -> int:
+        """The tokens of prompt and completion together."""
         return self.prompt_tokens + self.completion_tokens
 
 

@@ -44,13 +44,16 @@ class Sums(NamedTuple):
     held_micros: int = 0
 
     def plus(self, other: Sums) -> Sums:
+        """Return the sums of both."""
         return Sums(*(a + b for a, b in zip(self, other, strict=True)))
 
     def minus(self, other: Sums) -> Sums:
+        """Return the sums without those of the other."""
         return Sums(*(a - b for a, b in zip(self, other, strict=True)))
 
     @classmethod
     def of(cls, record: UsageRecord) -> Self:
+        """Return the sums of one call."""
         is_open = record.outcome == "possibly_billed"
         return cls(
             1, record.outcome == "failed", is_open, record.outcome == "ok" and record.cost_micros is None,

@@ -67,9 +67,7 @@ class Job(Generic[M_co, S_co]):
         progress: Progress,
         stored: tuple[int, float] = (0, 0.0),
     ) -> None:
-        """`headers` may be a function that returns them: most handlers do not ask. `stored`: sequence and time of the
-        message that this job was delivered as.
-        """
+        """`headers` may be a function that returns them. `stored`: sequence and time of the delivered message."""
         self.message: M_co = message
         self.id = job_id
         self.kind = message.aiq_kind
@@ -84,6 +82,7 @@ class Job(Generic[M_co, S_co]):
 
     @property
     def headers(self) -> Mapping[str, str]:
+        """The message's headers, those of the server left out."""
         if callable(self._headers):
             self._headers = self._headers()
         return self._headers
@@ -354,10 +353,9 @@ class Job(Generic[M_co, S_co]):
         that must not be caught (no `Exception`), and does not count as an attempt. When the last child has ended, the
         handler runs again from its start: do with `step` what must not be done twice. Its timeout begins anew.
 
-        When all children have ended, there is an error in place of the result of each child that failed (`ChildFailed`)
-        or was cancelled (`ChildCancelled`), of which nothing is left (`ChildLost`), or whose result is not of its type
-        (`ResultInvalid`). The first error is raised (`on_failed="raise"`), or the errors stand in the list ("return").
-        Otherwise raises as `enqueue`.
+        When all children have ended, raises the first error (`on_failed="raise"`), or returns the errors in the list
+        ("return"): ChildFailed, ChildCancelled, ChildLost if nothing is left of a child, ResultInvalid if a result is
+        not of its type. Otherwise raises as `enqueue`.
         """
         found = check_gathered(children, getattr(self, "_child_ids", {}))
         if on_failed not in ("raise", "return"):

@@ -76,6 +76,7 @@ class Pause:
 
     @property
     def scope(self) -> PauseScope:
+        """What is paused: the family, tenant, kind and key together."""
         return PauseScope(self.family, self.tenant, self.kind, self.key)
 
     def __str__(self) -> str:

@@ -14,11 +14,11 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from .. import subjects, units
 from ..errors import BadInput, TopologyError
-from ..topology import LIMITS_FILE, Family, Topology
+from ..topology import LIMITS_FILE, Family, FileKey, Topology
 from ..units import COST_MAX
 
 WINDOW_MIN_S, WINDOW_MAX_S = 1.0, 31 * 86_400.0
@@ -255,9 +255,9 @@ def make_rule(topology: Topology, fields: Mapping[str, Any], *, may_be_unlimited
     Raises BadInput, in one line. `may_be_unlimited`: a rule without any limit is one that lifts a declared rule.
     """
     for field in fields:
-        if field not in _FIELDS:
-            close = difflib.get_close_matches(field, _FIELDS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(_FIELDS)}"
+        if field not in FIELDS:
+            close = difflib.get_close_matches(field, FIELDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(FIELDS)}"
             raise _WrongField(field, f"unknown field; {hint}")
     which = rule_id(topology, fields)
     rule = Rule(which, **check_limits(fields), window_s=parse_window(fields))
@@ -268,7 +268,23 @@ def make_rule(topology: Topology, fields: Mapping[str, Any], *, may_be_unlimited
     return rule
 
 
-_FIELDS = ("family", "key", "tenant", "requests", "cost", "window", "in_flight")
+FIELDS: Final[Mapping[str, FileKey]] = {
+    "family": FileKey("Family that the rule is for, which has a `limit_key`."),
+    "key": FileKey(
+        "Value of the key, or a pattern in which `*` stands for any text. Each value that matches has its own use.",
+        '"*"',
+    ),
+    "tenant": FileKey(
+        'Whose use is counted: without it, that of all tenants together; `"*"`: of each tenant by itself; a name: of '
+        "that "
+        "tenant only.",
+        "none",
+    ),
+    "requests": FileKey("How many jobs start in any window, at most. Each attempt counts.", "none"),
+    "cost": FileKey("What the jobs that start in any window cost together, at most.", "none"),
+    "window": FileKey("Length of the window, for `requests` and `cost` only.", '"1m"'),
+    "in_flight": FileKey("How many jobs run at once, at most.", "none"),
+}
 
 
 def rule_id(topology: Topology, fields: Mapping[str, Any]) -> RuleId:

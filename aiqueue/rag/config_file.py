@@ -18,6 +18,7 @@ from .config import (
     StoreConfig,
     TenantConfig,
 )  # fmt: skip
+from .rag_keys import KEYS, TENANT_KEYS
 from .types import DIMENSIONS_MAX
 
 FILE: Final = "rag.toml"
@@ -32,14 +33,6 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _ABSOLUTE = re.compile(r"/[^\x00]*|~[^\x00]*")
 _REFERENCE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*")
 _MODEL = "a model of gateway.toml"
-_KEYS: Final = {
-    "store": ("kind", "path", "dsn_env", "host", "moved_from"),
-    "embedder": ("kind", "model", "dimensions"),
-    "parsing": ("parsers", "processes", "time", "memory", "chunks_max"),
-    "limits": ("document", "file", "fetch_time"),
-    "answers": ("model", "passages", "tokens_max", "time"),
-}
-_TENANT_KEYS = ("name", "roots", "hosts", "private_hosts")
 
 
 def load(path: str | Path | None = None, *, streams: Path | None = None) -> RagConfig:
@@ -69,9 +62,9 @@ def parse(file: str, text: str) -> RagConfig:
 
 
 def _read_file(file: str, raw: dict[str, Any]) -> RagConfig:
-    tables.check_known("", raw, (*_KEYS, "tenant"))
+    tables.check_known("", raw, (*KEYS, "tenant"))
     top = tables.TableReader("", raw)
-    read = {name: top.table(name, known=keys) for name, keys in _KEYS.items()}
+    read = {name: top.table(name, known=keys) for name, keys in KEYS.items()}
     tenants: dict[str, TenantConfig] = {}
     for where, table in tables.list_tables(raw, "tenant"):
         name, tenant = _read_tenant(where, table)
@@ -144,7 +137,7 @@ def _read_answers(read: tables.TableReader) -> AnswerConfig:
 
 
 def _read_tenant(where: str, table: dict[str, Any]) -> tuple[str, TenantConfig]:
-    tables.check_known(where, table, _TENANT_KEYS)
+    tables.check_known(where, table, TENANT_KEYS)
     read = tables.TableReader(where, table)
     name = read.required("name")
     if name != "*" and not subjects.TOKEN.fullmatch(name):

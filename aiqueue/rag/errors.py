@@ -22,6 +22,7 @@ from typing import Final
 from ..errors import AIQueueError, BadInput, Corrupt, Unavailable
 
 CANNOT_BE_READ: Final = "the document cannot be read: "
+"""How the text of each ParseFailed begins."""
 
 
 class ParseFailed(BadInput):

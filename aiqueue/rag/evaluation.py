@@ -18,6 +18,7 @@ DEPTH: Final = 10  # passages that are asked for and looked at
 QUESTIONS_MAX: Final = 100_000
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 EVALUATED_MODES: Final[tuple[Mode, ...]] = ("keyword", "vector", "hybrid")
+"""The modes of search that `evaluate` compares, in this order."""
 EXAMPLE: Final = '[{"question": "…", "document": "…"}]'
 _KEYS = ("question", "document", "heading", "where")
 

@@ -20,12 +20,15 @@ from .store.texts import check_document_id
 from .types import Mode
 
 DOCUMENT_ID_CHARS_MAX: Final = 1_024
+"""Characters of a document's id, at most."""
 CONTENT_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes of a document that is sent by value or claim check, at most."""
 METADATA_KEYS_MAX: Final = 256
 GIVEN_CHUNKS_MAX: Final = 50_000
 GIVEN_CHUNK_CHARS_MAX: Final = 16_384
 PLACE_MAX: Final = 2**31 - 1  # of a chunk: every store keeps such a number
 QUERY_CHARS_MAX: Final = 8_192
+"""Characters of a question, at most."""
 WHERE_BYTES_MAX: Final = 16 * 1024
 K_MAX: Final = 100
 

@@ -17,6 +17,7 @@ else:
     Vectors = Any  # numpy is imported by what computes
 
 Mode = Literal["hybrid", "keyword", "vector"]
+"""How passages are found: by words, by vectors, or by both with their ranks merged."""
 State = Literal["queued", "working", "completed", "completed_with_errors", "failed", "cancelled", "deleted"]
 PutOutcome = Literal["new", "same", "old"]  # stored; known with this hash, only its version moved; a newer one is known
 DIMENSIONS_MAX: Final = 8_192  # of a vector
@@ -169,9 +170,12 @@ class Embedder(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def dimensions(self) -> int: ...
+    def dimensions(self) -> int:
+        """How many numbers a vector has."""
+
     async def embed(self, texts: Sequence[str], *, tenant: str) -> Vectors: ...
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release what the embedder holds, at the worker's end."""
 
 
 class VectorStore(Protocol):
@@ -236,5 +240,8 @@ class VectorStore(Protocol):
         self, tenant: str, embedder: str, rows: Sequence[int], bodies: Vectors, headings: Vectors
     ) -> None: ...
     async def switch(self, tenant: str, embedder: str, dimensions: int) -> bool: ...
-    async def stats(self, tenant: str) -> StoreStats: ...
-    async def close(self) -> None: ...
+    async def stats(self, tenant: str) -> StoreStats:
+        """Return how many documents and chunks a tenant has, and by which embedder."""
+
+    async def close(self) -> None:
+        """Release connections and files. Safe twice."""

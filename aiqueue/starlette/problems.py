@@ -32,7 +32,6 @@ from ..errors import (
     TopologyError,
     Unavailable,
     UnknownFamily,
-    UnknownKind,
 )
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -54,7 +53,7 @@ class HttpProblem(NamedTuple):
 _FAULT: Final = "the service has failed"  # what it is stands in its log
 # By the first class that matches: the status, and the text in place of the error's own. None: the error's own.
 _STATUSES: Final[tuple[tuple[tuple[type[AIQueueError], ...], int, str | None], ...]] = (
-    ((UnknownFamily, UnknownKind, LoadError, SettingsError, TopologyError, DecodeError), 500, _FAULT),
+    ((UnknownFamily, LoadError, SettingsError, TopologyError, DecodeError), 500, _FAULT),
     ((TooLarge,), 413, None),
     ((BadInput,), 422, None),
     ((Unavailable,), 503, "the queue does not answer now"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .declared import LIMITS_FILE, Family, StreamSpec, Topology, list_directories
+from .file_keys import FileKey
 from .selection import WITH_FAMILIES
 from .sizes import Reserved, reserved_bytes
 
@@ -15,6 +16,6 @@ if TYPE_CHECKING:
     from . import problems, provision, tables  # noqa: TC004 -- lazy: it imports NATS, which a child process must not
 
 __all__ = [
-    "LIMITS_FILE", "WITH_FAMILIES", "Family", "Reserved", "StreamSpec", "Topology", "list_directories", "problems",
-    "provision", "reserved_bytes", "tables",
+    "LIMITS_FILE", "WITH_FAMILIES", "Family", "FileKey", "Reserved", "StreamSpec", "Topology", "list_directories",
+    "problems", "provision", "reserved_bytes", "tables",
 ]  # fmt: skip

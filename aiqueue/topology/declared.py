@@ -120,70 +120,87 @@ class Topology:
 
     @property
     def journal_stream(self) -> StreamSpec:
+        """Stream of the journals: results, progress and chunks."""
         return self._by_role("journal")
 
     @property
     def dead_stream(self) -> StreamSpec:
+        """Stream of the dead letters."""
         return self._by_role("dead")
 
     @property
     def stranded_stream(self) -> StreamSpec:
+        """Stream of the server's notices of jobs that had their last delivery."""
         return self._by_role("stranded")
 
     @property
     def parked_stream(self) -> StreamSpec:
+        """Stream of the jobs that wait for a time."""
         return self._by_role("parked")
 
     @property
     def documents_stream(self) -> StreamSpec:
+        """Stream of the documents: bodies that are too large for a message."""
         return self._by_role("documents")
 
     @property
     def presence_stream(self) -> StreamSpec:
+        """Bucket of the agents, and of the workers that run."""
         return self._by_role("presence")
 
     @property
     def checkpoints_stream(self) -> StreamSpec:
+        """Stream of what steps have returned, and of children."""
         return self._by_role("checkpoints")
 
     @property
     def limits_stream(self) -> StreamSpec:
+        """Bucket of the use of limited keys, of overrides and pauses."""
         return self._by_role("limits")
 
     @property
     def usage_stream(self) -> StreamSpec:
+        """Stream of what calls of models have cost."""
         return self._by_role("usage")
 
     @property
     def recent_stream(self) -> StreamSpec:
+        """Stream of the requests that clients may repeat."""
         return self._by_role("recent")
 
     @property
     def rag_stream(self) -> StreamSpec:
+        """Stream of the hosts on which documents are."""
         return self._by_role("rag")
 
     @property
     def ticks_stream(self) -> StreamSpec:
+        """Stream of the ticks of schedules that are to come."""
         return self._by_role("ticks")
 
     @property
     def schedules_stream(self) -> StreamSpec:
+        """Bucket of the schedules."""
         return self._by_role("schedules")
 
     @property
     def api_keys_stream(self) -> StreamSpec:
+        """Bucket of the API keys of the gateway."""
         return self._by_role("api_keys")
 
     @property
     def batches_stream(self) -> StreamSpec:
+        """Bucket of the gateway's files and batches."""
         return self._by_role("batches")
 
     @property
     def audit_stream(self) -> StreamSpec:
+        """Stream of what operators have done."""
         return self._by_role("audit")
 
     @property
     def metrics_stream(self) -> StreamSpec:
+        """Stream of the counters of the history."""
         return self._by_role("metrics")
 
     @property

@@ -1,6 +1,7 @@
 """Parses and checks one ``streams/*.toml`` file.
 
-Every key is checked against the tables below. Values are returned in nanoseconds and bytes, as in the JetStream API.
+Every key is checked against the tables of `stream_keys`. Values are returned in nanoseconds and bytes, as in the
+JetStream API.
 """
 
 from __future__ import annotations
@@ -16,131 +17,16 @@ from typing import Any, Literal, NoReturn, get_args
 
 from .. import subjects
 from ..errors import TopologyError
-from ..job import KIND
-from .values import ITEMS_MAX, Check, by_size, count, flag, list_of, matching, nanoseconds, one_of, size, wrong
+from .stream_keys import CONSUMER, INBOX_FAMILY, REPUBLISH, STREAM, WORK_FAMILY
+from .values import Check, one_of
 
 Role = Literal[
     "work", "inbox", "journal", "dead", "parked", "stranded", "documents", "presence", "checkpoints", "limits",
     "usage", "recent", "rag", "ticks", "schedules", "api_keys", "batches", "audit", "metrics",
 ]  # fmt: skip
 PROFILES = ("single", "cluster")
-_ROLES = tuple(each for each in get_args(Role) if each != "work")
-
-_JOURNAL = re.compile(rf"ai\.{subjects.TOKEN.pattern}\.{subjects.TOKEN.pattern}")
-_FLUSHES = "metrics.flush"  # its lanes would have the subjects of `metrics.metric_subjects.flush`
-_RESERVED = ("dead", "parked", "ticks")  # ai.dead.…, ai.parked.… and ai.ticks.… are used by aiqueue itself
-
-_WEIGHT_MIN, _WEIGHT_MAX = 0.01, 100.0
-
-_kind = matching(KIND, "a kind: 1 to 128 characters of A-Z a-z 0-9 _ . : -")
-_subject = matching(re.compile(r"[A-Za-z0-9_*>-]+(\.[A-Za-z0-9_*>-]+)*"), "a subject")
-_word = matching(subjects.TOKEN, "1 to 64 characters of A-Z a-z 0-9 _ -")
-
-
-def _family_name(value: object) -> str:
-    expected = 'two words such as "gateway.requests", each of 1 to 32 characters of a-z 0-9 _ -'
-    name: str = matching(subjects.FAMILY, expected)(value)
-    if name.partition(".")[0] in _RESERVED:
-        raise ValueError(f"{name!r}: {', '.join(_RESERVED)} are reserved for aiqueue; choose another component")
-    if name == _FLUSHES:
-        raise ValueError(f"{name!r} is reserved for aiqueue; choose another name")
-    return name
-
-
-def _priorities(value: object) -> tuple[str, ...]:
-    one = matching(subjects.PRIORITY, "priorities of 1 to 16 characters of a-z 0-9")
-    priorities: tuple[str, ...] = list_of(one, "priorities, highest first")(value)
-    if subjects.NORMAL not in priorities:
-        raise ValueError(f'must contain "{subjects.NORMAL}", the lane of jobs on the bare subject')
-    return priorities
-
-
-def _aliases(value: object) -> dict[str, str]:
-    if not isinstance(value, dict) or len(value) > ITEMS_MAX:
-        wrong(
-            f'a table of at most {ITEMS_MAX} message types, such as {{ llm_request = "gateway.request" }}',
-            value,
-        )
-    return {_kind(message_type): _kind(kind) for message_type, kind in value.items()}
-
-
-def _fingerprint(value: object) -> tuple[str, ...]:
-    """Check which bodies count as the same, and return the fields that do not count."""
-    if not isinstance(value, dict) or not value.keys() <= {"ignore"}:
-        wrong('a table such as { ignore = ["timestamp"] }, or {} if all fields count', value)
-    return tuple(list_of(_word, "fields of the message")(value["ignore"])) if "ignore" in value else ()
-
-
-def _weight(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _WEIGHT_MIN <= value <= _WEIGHT_MAX:
-        wrong(f"a number from {_WEIGHT_MIN:g} to {_WEIGHT_MAX:g}", value)
-    return float(value)
-
-
-def _tenants(value: object) -> dict[str, dict[str, Any]]:
-    expected = "a table of tenants, such as { acme = { weight = 3, max_ack_pending = 50 } }"
-    if not isinstance(value, dict):
-        wrong(expected, value)
-    checks: dict[str, Check] = {"weight": _weight, "max_ack_pending": count()}
-    tenants = {}
-    for tenant, limits in value.items():
-        if not isinstance(limits, dict) or not limits or not limits.keys() <= checks.keys():
-            wrong(expected, value)
-        tenants[_word(tenant)] = {key: checks[key](each) for key, each in limits.items()}
-    return tenants
-
-
-_INBOX_FAMILY: dict[str, Check] = {
-    "name": _family_name,
-    "default_kind": _kind,
-    "aliases": _aliases,
-    "schema_versions": list_of(matching(re.compile(r"[!-~]{1,16}"), 'a version such as "1.0"'), "versions"),
-}
-_WORK_FAMILY: dict[str, Check] = _INBOX_FAMILY | {
-    "priorities": _priorities,
-    "lanes": one_of("tenant", "shared"),
-    "lane_storage": one_of("file", "memory"),
-    "journal": matching(_JOURNAL, 'three words that begin with ai, such as "ai.rag.results"'),
-    "journal_ttl": nanoseconds(60),
-    "chunk_ttl": nanoseconds(1),  # the server's minimum
-    "key": _word,
-    "limit_key": _word,
-    "header_fields": list_of(_word, "fields of the message"),
-    "claim": flag,
-    "fingerprint": _fingerprint,
-    "reply_within": nanoseconds(1),
-    "tenants": _tenants,
-}
-_STREAM: dict[str, Check] = {
-    "name": _word,
-    "retention": one_of("limits", "interest", "workqueue"),
-    "storage": one_of("file", "memory"),
-    "discard": one_of("old", "new"),
-    "discard_new_per_subject": flag,
-    "max_msgs": count(unlimited=True),
-    "max_msgs_per_subject": count(unlimited=True),
-    "max_msg_size": size,
-    "max_bytes": by_size,
-    "max_age": nanoseconds(0.1, zero=True),
-    "max_consumers": count(),  # -1 would not lift the server's default limit of 1,000
-    "duplicate_window": nanoseconds(0.1),
-    "num_replicas": count(5),
-    "compression": one_of("none", "s2"),
-    "allow_atomic": flag,
-    "allow_direct": flag,
-    "allow_msg_counter": flag,
-    "allow_msg_schedules": flag,
-    "allow_msg_ttl": flag,
-    "allow_rollup_hdrs": flag,
-    "deny_delete": flag,
-}
-_REPUBLISH: dict[str, Check] = {"src": _subject, "dest": _subject, "headers_only": flag}
-_CONSUMER: dict[str, Check] = {
-    "ack_wait": nanoseconds(1),  # shorter, and an ordinary pause of a worker would lose its leases
-    "max_ack_pending": count(),
-    "max_deliver": count(unlimited=True),
-    "inactive_threshold": nanoseconds(1),
-}
+ROLES: tuple[Role, ...] = get_args(Role)
+_NAMED_ROLES = tuple(each for each in ROLES if each != "work")
 
 _NEWEST: dict[str, Any] = {"retention": "limits", "discard": "new", "max_msgs_per_subject": 1, "allow_direct": True}
 _BUCKET: dict[str, Any] = _NEWEST | {"allow_rollup_hdrs": True, "allow_msg_ttl": True}
@@ -158,7 +44,7 @@ _WAITING: dict[str, Any] = {
 }
 _BUCKETS: tuple[Role, ...] = ("presence", "limits", "schedules", "api_keys", "batches")
 # What a role requires: used if a key is missing, and any other value is refused.
-_FIXED: dict[Role, dict[str, Any]] = {
+FIXED: dict[Role, dict[str, Any]] = {
     "work": {"retention": "workqueue", "discard": "new", "discard_new_per_subject": True},
     "inbox": {"retention": "workqueue", "discard": "new", "discard_new_per_subject": True},
     "journal": {"retention": "limits", "allow_direct": True, "allow_msg_ttl": True},
@@ -192,7 +78,7 @@ NEWEST_ONLY: tuple[Role, ...] = (
 FATAL_FLAGS: Mapping[str, tuple[Role, ...]] = {
     "deny_delete": ("work", "inbox", "parked", "ticks", "dead", "documents"),  # which no server takes back
     "discard_new_per_subject": NEWEST_ONLY,
-    "allow_msg_counter": tuple(each for each in get_args(Role) if each != "metrics"),  # nor this one
+    "allow_msg_counter": tuple(each for each in ROLES if each != "metrics"),  # nor this one
 }
 _QUEUE: dict[str, Any] = {
     "max_msgs_per_subject": 100_000,
@@ -201,7 +87,7 @@ _QUEUE: dict[str, Any] = {
     "duplicate_window": 600 * 10**9,
     "allow_direct": True,
 }
-_DEFAULTS: dict[Role, dict[str, Any]] = {
+DEFAULTS: dict[Role, dict[str, Any]] = {
     "work": _QUEUE | {"allow_atomic": True},
     "inbox": _QUEUE,
     "journal": {},
@@ -228,7 +114,7 @@ REPEATED: Mapping[Role, dict[str, Any]] = {
     "api_keys": {"dest": f"{subjects.API_KEYS}.>", "headers_only": True},
 }
 # Stated for every stream, so that a limit set from outside shows as drift.
-_COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}
+COMMON: dict[str, Any] = {"storage": "file", "num_replicas": 1, "max_msgs": -1, "max_age": 0}
 _CONSUMER_DEFAULTS: dict[str, Any] = {
     "ack_wait": 30 * 10**9,
     "max_ack_pending": 1_000,
@@ -259,23 +145,23 @@ def parse_file(file: str, text: str, profile: str = "single", size: str = "mediu
     """
     raw = _parse_toml(file, text)
     _require_known_keys(file, "", raw, ("role", "family", "stream", "consumer", "profile"))
-    role: Role = _check_value(file, "role", raw["role"], one_of(*_ROLES)) if "role" in raw else "work"
+    role: Role = _check_value(file, "role", raw["role"], one_of(*_NAMED_ROLES)) if "role" in raw else "work"
     families = role in ("work", "inbox")
     for key in ("family", "consumer"):
         if key in raw and not families:
             raise TopologyError(file, key, f"is only for streams of a family; a {role} stream has no family")
     family: dict[str, Any] = {}
     if families:
-        family = _check_table(file, "family", raw.get("family"), _INBOX_FAMILY if role == "inbox" else _WORK_FAMILY)
+        family = _check_table(file, "family", raw.get("family"), INBOX_FAMILY if role == "inbox" else WORK_FAMILY)
         _require_keys(file, "family", family, "name", "default_kind")
         _check_family(family, lambda key: (file, f"family.{key}"))
-    stream = _check_stream_table(file, "stream", raw.get("stream"), _STREAM)
+    stream = _check_stream_table(file, "stream", raw.get("stream"), STREAM)
     _require_keys(file, "stream", stream, "name")
-    consumer = _check_table(file, "consumer", raw.get("consumer", {}), _CONSUMER)
+    consumer = _check_table(file, "consumer", raw.get("consumer", {}), CONSUMER)
     overrides = _check_profiles(file, raw.get("profile", {}), with_consumer=families)
     merged = {}
     for each, (stream_over, consumer_over) in overrides.items():
-        config = _pick_size(_COMMON | _DEFAULTS[role] | _FIXED[role] | stream | stream_over, size)
+        config = _pick_size(COMMON | DEFAULTS[role] | FIXED[role] | stream | stream_over, size)
         paths = {key: f"profile.{each}.stream.{key}" for key in stream_over}
         _check_stream(role, config, lambda key, paths=paths: (file, paths.get(key, f"stream.{key}")))  # type: ignore[misc]
         merged[each] = (config, _CONSUMER_DEFAULTS | consumer | consumer_over if families else {})
@@ -298,12 +184,12 @@ def lay_over(declared: StreamFile, given: object, *, file: str, prefix: str, siz
     fixed: dict[str, Check] = {"name": _unchangeable}
     family, consumer = dict(declared.family), declared.consumer
     if has_family:
-        checks = (_INBOX_FAMILY if declared.role == "inbox" else _WORK_FAMILY) | fixed
+        checks: dict[str, Check] = {**(INBOX_FAMILY if declared.role == "inbox" else WORK_FAMILY), **fixed}
         for key, value in _check_table(file, f"{prefix}.family", tables.get("family", {}), checks).items():
             family[key] = _merge(family.get(key), value)
         _check_family(family, lambda key: (file, f"{prefix}.family.{key}"))
-        consumer = {**consumer, **_check_table(file, f"{prefix}.consumer", tables.get("consumer", {}), _CONSUMER)}
-    checks = _STREAM | fixed | {"republish": _unchangeable}
+        consumer = {**consumer, **_check_table(file, f"{prefix}.consumer", tables.get("consumer", {}), CONSUMER)}
+    checks = {**STREAM, **fixed, "republish": _unchangeable}
     stream = _check_table(file, f"{prefix}.stream", tables.get("stream", {}), checks)
     config = _pick_size({**declared.stream, **stream}, size)
     _check_stream(declared.role, config, lambda key: (file, f"{prefix}.stream.{key}"))
@@ -377,7 +263,7 @@ def _check_stream_table(file: str, prefix: str, given: object, checks: Mapping[s
     """Check a table of stream keys, like `_check_table`; its key republish is a table itself."""
     config = _check_table(file, prefix, given, {**checks, "republish": lambda value: value})
     if "republish" in config:
-        config["republish"] = _check_table(file, f"{prefix}.republish", config["republish"], _REPUBLISH)
+        config["republish"] = _check_table(file, f"{prefix}.republish", config["republish"], REPUBLISH)
         _require_keys(file, f"{prefix}.republish", config["republish"], "src", "dest")
     return config
 
@@ -400,10 +286,10 @@ def _check_profiles(
         if with_consumer:
             parts["consumer"] = lambda value: value
         table = _check_table(file, prefix, tables.get(profile, {}), parts)
-        nameless = {key: check for key, check in _STREAM.items() if key != "name"}
+        nameless = {key: check for key, check in STREAM.items() if key != "name"}
         overrides[profile] = (
             _check_stream_table(file, f"{prefix}.stream", table.get("stream", {}), nameless),
-            _check_table(file, f"{prefix}.consumer", table.get("consumer", {}), _CONSUMER),
+            _check_table(file, f"{prefix}.consumer", table.get("consumer", {}), CONSUMER),
         )
     return overrides
 
@@ -431,7 +317,7 @@ def _check_stream(role: Role, stream: Mapping[str, Any], place: Callable[[str], 
         refuse("republish", f"is computed for a stream with the role {role}; remove it")
     if stream.get("allow_msg_schedules") and stream.get("discard") == "new":
         refuse("allow_msg_schedules", 'cannot be combined with discard = "new": the server refuses it')
-    for key, needed in _FIXED[role].items():
+    for key, needed in FIXED[role].items():
         if stream[key] != needed:
             refuse(key, f"must be {json.dumps(needed)} for a {role} stream")
     for key, roles in FATAL_FLAGS.items():

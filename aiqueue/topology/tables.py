@@ -45,7 +45,7 @@ def add_new(known: dict[str, Any], where: str, key: str, name: str, value: Any) 
     known[name] = value
 
 
-def check_known(where: str, table: Mapping[str, Any], known: tuple[str, ...], *, secrets: str = "") -> None:
+def check_known(where: str, table: Mapping[str, Any], known: Collection[str], *, secrets: str = "") -> None:
     """Raise WrongKey for an unknown key. `secrets`: the advice where somebody writes a secret key."""
     for key in table:
         if key not in known:
@@ -90,7 +90,7 @@ class TableReader:
             raise self._wrong(key, expected) if key in self._table else self._missing(key, expected)
         return value
 
-    def table(self, key: str, *, known: tuple[str, ...]) -> TableReader:
+    def table(self, key: str, *, known: Collection[str]) -> TableReader:
         """Return the reader of the table ``[key]``, empty if it is not given."""
         value = self._table.get(key, {})
         where = ".".join(filter(None, (self._where, key)))

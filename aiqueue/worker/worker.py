@@ -133,6 +133,7 @@ class Worker(Generic[S]):
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
+        """The handlers that are registered, in the order of their registration."""
         return tuple(self._handlers.values())
 
     @overload

@@ -19,7 +19,6 @@ EXPECTED: list[tuple[errors.AIQueueError, int, str | None, bool]] = [
     (errors.EncodeError("boom"), 422, None, True),
     (errors.DecodeError("boom"), 500, None, False),
     (errors.TooLarge(9, 8), 413, None, True),
-    (errors.UnknownKind("k"), 500, None, False),
     (errors.UnknownFamily("f.g", ()), 500, None, False),
     (errors.LoadError("boom"), 500, None, False),
     (errors.SettingsError("boom"), 500, None, False),

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from .client import BatchEnded, Batches
 from .messages import GatewayBatch
-from .model import ENDPOINTS, BatchFile, BatchQuota, BatchQuotas, LineProblem, RequestBatch
+from .model import BATCH_ENDPOINTS, BatchFile, BatchQuota, BatchQuotas, LineProblem, RequestBatch
 from .store import BatchStore
 
 __all__ = [
-    "ENDPOINTS",
+    "BATCH_ENDPOINTS",
     "BatchEnded",
     "BatchFile",
     "BatchQuota",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 from ... import subjects
 from ...errors import AIQueueError, BadInput, Conflict, IdReused, NotFound
 from .ended_jobs import end_without_job, enqueue_batch
-from .model import ENDED, ENDPOINTS, WINDOW_S, BatchFile, BatchQuota, BatchQuotas, RequestBatch
+from .model import BATCH_ENDPOINTS, ENDED, WINDOW_S, BatchFile, BatchQuota, BatchQuotas, RequestBatch
 from .store import BatchStore, KeptDocument, What
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ class Batches:
         first one's batch. Raises BadInput (IdReused: the first one was for something else), NotFound (no such file),
         BatchQuota, QueueFull.
         """
-        if endpoint not in ENDPOINTS:
-            raise BadInput(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {endpoint!r:.80}")
+        if endpoint not in BATCH_ENDPOINTS:
+            raise BadInput(f"endpoint must be one of {', '.join(BATCH_ENDPOINTS)}, not {endpoint!r:.80}")
         if completion_window != "24h":
             raise BadInput(f'completion_window must be "24h", not {completion_window!r:.40}')
         _check_metadata(metadata)

@@ -12,7 +12,8 @@ Status = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]  # fmt: skip
 ENDED: Final = frozenset({"failed", "completed", "expired", "cancelled"})
-ENDPOINTS: Final = ("/v1/chat/completions", "/v1/embeddings")
+BATCH_ENDPOINTS: Final = ("/v1/chat/completions", "/v1/embeddings")
+"""The paths of the requests that a batch may have, as OpenAI names them."""
 WINDOW_S: Final = 24 * 3600.0  # OpenAI's only completion_window, "24h"
 PURPOSES: Final = ("batch", "batch_output")  # of files: uploaded, and made by a batch
 Part = tuple[str, int]  # SHA-256 and size of a document
@@ -50,6 +51,7 @@ class BatchFile:
 
     @property
     def document(self) -> Document:
+        """The bytes of the file, as a document of the tenant."""
         return Document(tenant=self.tenant, sha256=self.sha256, size=self.size)
 
     def plain(self) -> dict[str, Any]:
@@ -140,10 +142,12 @@ class RequestBatch:
 
     @property
     def has_ended(self) -> bool:
+        """Whether all lines are answered, or the batch failed, expired or was cancelled."""
         return self.status in ENDED
 
     @property
     def document(self) -> Document:
+        """The bytes of the input file, as a document of the tenant."""
         return Document(tenant=self.tenant, sha256=self.input[0], size=self.input[1])
 
     @property

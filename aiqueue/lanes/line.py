@@ -28,8 +28,8 @@ NEW_PLACES = 16  # beyond these, for lanes that have come lately
 AGED_PLACES = 16  # and for lanes of each lower priority
 ROUND_S = 2.5  # in which each lane is to have its turn
 UNCONFIRMED_MAX, UNCONFIRMED_MIN = 768, 96  # acks that the server may owe while lanes stand in line
-LATE_S, LATE_WITHIN_S = 1.5, 2.0  # fewer the longer the first in line waits: all up to LATE_S, the fewest so much later
-TURNS_A_SECOND = 700  # more are not to be had, so that where very many wait, they have to wait for longer
+LATE_S, LATE_WITHIN_S = 1.2, 1.6  # fewer the longer the first in line waits: all up to LATE_S, the fewest so much later
+TURNS_A_SECOND = 850  # more are not to be had, so that where very many wait, they have to wait for longer
 DEEP_S = 15.0  # a backlog that takes longer than this
 FINISH_TURNS = 2.0  # a lane with at most so many turns' jobs left stays until it is empty
 UNSERVED_S = 2.0  # a lane that was given no job for so long, while others were, gives up its place
@@ -92,15 +92,19 @@ def debt(turn_jobs: float, length: float) -> float:
     return min(max(0.0, turn_jobs - length), length)
 
 
-def unconfirmed_max(lanes: int, longest_wait: float, backlog_s: float) -> int:
+def unconfirmed_max(lanes: int, longest_wait: float, backlog_s: float, *, is_first_round: bool = False) -> int:
     """Return how many acks the server may owe where `lanes` lanes want a place or have one, and those in line hold jobs
-    for `backlog_s` seconds, the first of them without a job for `longest_wait` seconds.
+    for `backlog_s` seconds, the first of them without a job for `longest_wait` seconds. `is_first_round`: it has had no
+    turn yet.
 
     The more the server owes, the longer it takes to create and remove consumers, so the later the next turns begin. So
-    they are fewer where lanes wait for longer than a round should take, and would do so more than once.
+    they are fewer where lanes wait for longer than a round should take, and would do so more than once. In the first
+    round the server also loads the stream's blocks and creates all consumers, so that it is late from the beginning.
     """
     if backlog_s < DEEP_S:
         return UNCONFIRMED_MAX
+    if is_first_round:
+        return UNCONFIRMED_MIN
     late_s = max(LATE_S, lanes / TURNS_A_SECOND)
     part = 1.0 - (longest_wait - late_s) / LATE_WITHIN_S
     return round(UNCONFIRMED_MIN + min(1.0, max(0.0, part)) * (UNCONFIRMED_MAX - UNCONFIRMED_MIN))

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 STEP_S = 0.01
 LEAVING_S = 0.4  # between two tries to remove a consumer: kept for longer than it takes the server to see an ack
 RATE_OVER_S = 0.5  # how far back the rate of jobs is measured
+START_S = 0.5  # lanes that came up to so long after the rotation began belong to its first round
 
 
 class Rotation:
@@ -50,7 +51,7 @@ class Rotation:
         self.line = Line()
         self._task: asyncio.Task[None] | None = None
         self._step_scheduled = False
-        self._rate = _Rate()
+        self._rate, self._started_at = _Rate(), 0.0
 
     @property
     def is_full(self) -> bool:
@@ -71,7 +72,7 @@ class Rotation:
     def start(self) -> None:
         """Rotate from now on, if that is not going on already, until no lane stands in line."""
         if self._task is None and self.is_full:
-            self._rate = _Rate()
+            self._rate, self._started_at = _Rate(), time.monotonic()
             self._task = asyncio.create_task(self._rotate())
 
     async def stop(self) -> None:
@@ -110,8 +111,9 @@ class Rotation:
         acks = self._puller.acks
         acks.unconfirmed_max = UNCONFIRMED_MAX
         if self.line:
+            wait = self.line.longest_wait(now)
             acks.unconfirmed_max = line.unconfirmed_max(
-                wanting, self.line.longest_wait(now), self.line.jobs / max(rate, 1.0)
+                wanting, wait, self.line.jobs / max(rate, 1.0), is_first_round=now - wait <= self._started_at + START_S
             )
             ranks = [*(lane.rank for lane in placed if not lane.in_line), *self._opening.values()]
             for waiting in self.line.take(ranks, now, leaving=self._count_leaving(), skip=self._removing):

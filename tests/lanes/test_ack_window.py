@@ -102,6 +102,8 @@ def test_in_line_the_server_may_owe_the_less_the_longer_lanes_have_waited(
     assert owed <= line.UNCONFIRMED_MAX
     if backlog_s < line.DEEP_S:
         assert owed == line.UNCONFIRMED_MAX
+    else:
+        assert line.unconfirmed_max(lanes, wait, backlog_s, is_first_round=True) == line.UNCONFIRMED_MIN
 
 
 async def test_a_worker_asks_for_no_more_jobs_while_the_server_owes_it_acks(

@@ -27,6 +27,7 @@ LEAVING_MAX = 32  # consumers that are about to be removed; each one more takes 
 NEW_PLACES = 16  # beyond these, for lanes that have come lately
 AGED_PLACES = 16  # and for lanes of each lower priority
 ROUND_S = 2.5  # in which each lane is to have its turn
+TURN_MIN = 1.0  # jobs of a turn of weight 1: with fewer, lanes of all weights would be given one
 UNCONFIRMED_MAX, UNCONFIRMED_MIN = 768, 96  # acks that the server may owe while lanes stand in line
 LATE_S, LATE_WITHIN_S = 1.2, 1.6  # fewer the longer the first in line waits: all up to LATE_S, the fewest so much later
 TURNS_A_SECOND = 850  # more are not to be had, so that where very many wait, they have to wait for longer
@@ -80,16 +81,16 @@ class Placed(Protocol):
 def turn_length(lanes: int, weight: float, rate: float) -> float:
     """Return how many jobs a lane of weight 1 is given in a turn, where `lanes` lanes want a place or have one, of this
     weight on average, and `rate` jobs a second are started in all. Not the weight of those with a place only: a turn
-    would be the longer the lighter they happen to be.
+    would be the longer the lighter they happen to be. At least TURN_MIN: if so few are started, a round takes longer.
     """
-    return ROUND_S * rate / max(1, lanes) / weight
+    return max(TURN_MIN, ROUND_S * rate / max(1, lanes) / weight)
 
 
-def debt(turn_jobs: float, length: float) -> float:
+def debt(turn_jobs: float, owed: float, length: float) -> float:
     """Return what a lane owes of its next turn: jobs are given some at a time, and a turn ends when another one begins,
-    so that light lanes would be given more than their due. At most one turn.
+    so that light lanes would be given more than their due. `owed`: what it owed of this one. At most one turn.
     """
-    return min(max(0.0, turn_jobs - length), length)
+    return min(max(0.0, turn_jobs + owed - length), length)
 
 
 def unconfirmed_max(lanes: int, longest_wait: float, backlog_s: float, *, is_first_round: bool = False) -> int:
@@ -127,12 +128,13 @@ def choose_leaving(placed: Collection[P], line: Line, length: float, now: float)
     the lanes that follow have theirs, so that a worker that waits for the server goes on with those that it has.
 
     1. It has a lower priority than another one with a place, and was given no second job.
-    2. More than LIVE_MAX have places, apart from AGED_PLACES for lower priorities. Lower priorities go first, then
-       those whose turn has been over for longest. One that is nearly empty stays.
+    2. More than LIVE_MAX have places, apart from AGED_PLACES for lower priorities. Lower priorities go first if a
+       higher one waits, then those whose turn has been over for longest. One that is nearly empty stays.
     """
     highest = min((lane.rank for lane in placed), default=0)
     best = line.highest_rank()
     crowded = len(placed) > FEW_LANES
+    aged_places = min(AGED_PLACES, sum(lane.rank > highest for lane in placed))
     leaving: list[P] = []
     over: list[P] = []
     lower: list[P] = []
@@ -141,16 +143,23 @@ def choose_leaving(placed: Collection[P], line: Line, length: float, now: float)
             continue
         if lane.rank > highest and lane.turn_jobs > 0 and now - lane.given_at >= LOWER_S:
             leaving.append(lane)
-        elif lane.rank > highest:
+        elif lane.rank > highest and (crowded or (best is not None and best < lane.rank)):
             lower.append(lane)
         elif _turn_is_over(lane, length, now):
             over.append(lane)
-    excess = len(placed) - len(leaving) - LIVE_MAX - min(len(lower), AGED_PLACES)
+    excess = len(placed) - len(leaving) - LIVE_MAX - aged_places
     if excess > 0:
-        lower.sort(key=lambda lane: (lane.rank, -lane.turn_jobs))
+        lower.sort(key=lambda lane: (lane.rank, lane.turn_jobs))
         over.sort(key=lambda lane: lane.turn_jobs)
         leaving += [*over, *lower[AGED_PLACES:]][-excess:]
     return leaving
+
+
+def may_go_first(lane: Placed, now: float) -> bool:
+    """Return whether a lane that gives up its place goes to the front of the line: it had to before it was given a job,
+    and not because it has had its place for UNSERVED_S in vain.
+    """
+    return lane.turn_jobs <= 0 and now - lane.turn_at < UNSERVED_S
 
 
 def _turn_is_over(lane: Placed, length: float, now: float) -> bool:
@@ -188,12 +197,15 @@ class Line:
         self.jobs += jobs - waiting.jobs
         waiting.jobs, waiting.reported_at = jobs, now
 
-    def add(self, waiting: LaneInLine) -> None:
-        """Let a lane wait at the end of the line."""
+    def add(self, waiting: LaneInLine, *, first: bool = False) -> None:
+        """Let a lane wait at the end of the line, or at its front."""
         self._lanes[waiting.lane] = waiting
         self.weights += waiting.weight
         self.jobs += waiting.jobs
-        self._queues.setdefault((waiting.rank, waiting.is_new), OrderedDict())[waiting.lane] = waiting
+        queue = self._queues.setdefault((waiting.rank, waiting.is_new), OrderedDict())
+        queue[waiting.lane] = waiting
+        if first:
+            queue.move_to_end(waiting.lane, last=False)
 
     def discard(self, lane: Lane) -> None:
         """A lane waits no more."""
@@ -247,8 +259,7 @@ class Line:
                 self._new_is_next = False
         self._take_aged([*ranks, *(each.rank for each in taken)], now, taken, skip)
         for waiting in reversed(skipped):
-            self.add(waiting)
-            self._queues[waiting.rank, waiting.is_new].move_to_end(waiting.lane, last=False)
+            self.add(waiting, first=True)
         return taken
 
     def _take_aged(self, ranks: Iterable[int], now: float, taken: list[LaneInLine], skip: Container[Lane]) -> None:

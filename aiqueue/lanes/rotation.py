@@ -12,7 +12,7 @@ from . import line
 from .ack_window import UNCONFIRMED_MAX
 from .delivery import LanePull
 from .line import LaneInLine, Line
-from .puller import Puller
+from .puller import STEP_MAX, Puller
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ class Rotation:
             return bool(self.line)
         return sum(lane.may_wait for lane in busy) + opening >= line.FEW_LANES
 
-    def add(self, waiting: LaneInLine) -> None:
-        """Let a lane stand in line."""
-        self.line.add(waiting)
+    def add(self, waiting: LaneInLine, *, first: bool = False) -> None:
+        """Let a lane stand in line, at its end or its front."""
+        self.line.add(waiting, first=first)
         self.start()
         if waiting.is_new and not self._step_scheduled:
             self._step_scheduled = True
@@ -86,7 +86,7 @@ class Rotation:
         while self.is_full:
             await asyncio.sleep(STEP_S)
             self._step_now()
-        self._puller.acks.unconfirmed_max = UNCONFIRMED_MAX
+        self._puller.acks.unconfirmed_max, self._puller.step_max = UNCONFIRMED_MAX, STEP_MAX
         self._task = None
 
     def _step_now(self) -> None:
@@ -107,10 +107,11 @@ class Rotation:
         if len(placed) > line.LIVE_MAX or self.line:
             for lane in line.choose_leaving(placed, self.line, length, now):
                 pays = line.removal_pays(lane.turn_jobs * lane.weight, wanting)
-                self._leave(lane, pays, line.debt(lane.turn_jobs, length))
+                self._leave(lane, pays, line.debt(lane.turn_jobs, lane.owed, length))
         acks = self._puller.acks
-        acks.unconfirmed_max = UNCONFIRMED_MAX
+        acks.unconfirmed_max, self._puller.step_max = UNCONFIRMED_MAX, STEP_MAX
         if self.line:
+            self._puller.step_max = min(STEP_MAX, max(1, round(length)))
             wait = self.line.longest_wait(now)
             acks.unconfirmed_max = line.unconfirmed_max(
                 wanting, wait, self.line.jobs / max(rate, 1.0), is_first_round=now - wait <= self._started_at + START_S

@@ -20,6 +20,7 @@ from aiqueue.lanes.line import (
     Line,
     choose_leaving,
     debt,
+    may_go_first,
     turn_length,
 )
 from aiqueue.subjects import Lane
@@ -168,7 +169,8 @@ def test_a_lane_whose_turn_is_long_over_stays_only_where_a_place_is_free(
 
 @given(st.integers(1, 100_000), st.floats(0.1, 1_000), st.floats(0, 50_000))
 def test_the_turns_of_all_lanes_are_as_many_jobs_as_a_round_takes(lanes: int, weight: float, rate: float) -> None:
-    assert turn_length(lanes, weight, rate) * lanes * weight == pytest.approx(rate * line.ROUND_S)
+    length = turn_length(lanes, weight, rate)
+    assert length == pytest.approx(max(line.TURN_MIN, rate * line.ROUND_S / lanes / weight))
 
 
 @given(placements, waitings, st.floats(0.1, 100), st.floats(0.0, 1.99))
@@ -214,8 +216,9 @@ class Simulated:
             each.turn_jobs = each.pass_value - self.passes[each.key]
         for each in choose_leaving(self.live, self.line, length, self.now):
             self.live.remove(each)
-            owed = debt(each.turn_jobs, length)
-            self.line.add(LaneInLine(each.key, each.rank, each.served_at, self.now, weight=each.weight, debt=owed))
+            owed = debt(each.turn_jobs, each.owed, length)
+            waiting = LaneInLine(each.key, each.rank, each.served_at, self.now, weight=each.weight, debt=owed)
+            self.line.add(waiting, first=may_go_first(each, self.now))
             self.turns += 1
         for waiting in self.line.take([each.rank for each in self.live], self.now):
             each = self.by_key[waiting.lane]
@@ -223,7 +226,8 @@ class Simulated:
             each.served_at, each.turn_at = waiting.served_at, self.now
             self.passes[each.key], each.turn_jobs, each.owed = each.pass_value, 0.0, waiting.debt
             self.live.append(each)
-        for each, jobs in share_budget(self.clock, self.live, self.rate // 100, self.now, step=6):
+        step = min(8, max(1, round(length)))
+        for each, jobs in share_budget(self.clock, self.live, self.rate // 100, self.now, step=step):
             self.starts[each.key] += jobs
             self.longest = max(self.longest, self.now - self.last[each.key])
             self.last[each.key] = self.now
@@ -233,15 +237,53 @@ class Simulated:
         return max(self.longest, self.now - min(self.last.values()))
 
 
-def test_a_thousand_backlogs_share_by_weight_and_none_waits_for_more_than_a_round() -> None:
+@pytest.mark.parametrize("rate", [8_000, 6_000, 3_000, 1_500, 800, 400])
+def test_a_thousand_backlogs_share_by_weight_and_none_waits_for_more_than_a_round(rate: int) -> None:
     heavy = [Placed(key=lane(n), weight=3.0, pending=10**6) for n in range(500)]
     light = [Placed(key=lane(500 + n), pending=10**6) for n in range(500)]
-    worker = Simulated([*heavy, *light], rate=6_000)  # the heavy ones all come first
+    worker = Simulated([*heavy, *light], rate=rate)  # the heavy ones all come first
     worker.run(30.0)
     shares = [sum(worker.starts[each.key] for each in group) for group in (heavy, light)]
     assert shares[0] / sum(shares) == pytest.approx(0.75, rel=0.1)
-    assert worker.waited() < 5.0
-    assert worker.turns < 400 * 30  # each of them costs the server 1 to 2 ms
+    assert shares[1] / sum(shares) == pytest.approx(0.25, rel=0.1)
+    assert worker.waited() < max(5.0, 1.2 * 2_000 * line.TURN_MIN / rate)
+    assert worker.turns <= 410 * 30  # each of them costs the server 1 to 2 ms
+
+
+def test_beside_a_high_job_no_lane_gives_up_a_place_that_no_high_lane_waits_for() -> None:
+    high = Placed(key=lane(-1), rank=0, pending=1, turn_at=9.9)
+    served = [Placed(key=lane(n), rank=1, turn_at=9.5, turn_jobs=4.0, served_at=9.99) for n in range(20)]
+    begun = [Placed(key=lane(20 + n), rank=1, turn_at=9.9) for n in range(60)]
+    normal = [LaneInLine(lane(100 + n), 1, 0.0, 0.0) for n in range(900)]
+    assert not choose_leaving([high, *served, *begun], filled(normal), 6.0, now=10.0)
+    higher = LaneInLine(lane(-2), 0, 0.0, 0.0)
+    leaving = choose_leaving([high, *served, *begun], filled([higher, *normal]), 6.0, now=10.0)
+    assert leaving[-20:] == served  # 81 placed: 49 have to, and these were given jobs
+    assert len(leaving) == 81 - LIVE_MAX - AGED_PLACES
+
+
+@given(placements, waitings, st.floats(100, 200))
+def test_where_higher_lanes_wait_those_of_a_lower_one_with_the_most_jobs_give_way_first(
+    placed: list[Placed], each: list[LaneInLine], now: float
+) -> None:
+    leaving = choose_leaving(placed, filled(each), 10.0**6, now)  # no turn is over
+    highest = min((one.rank for one in placed), default=0)
+    forced = [one for one in leaving if now - one.given_at < line.LOWER_S or one.turn_jobs <= 0]
+    for one in forced:
+        if one.turn_jobs > 0 or now - one.turn_at < line.UNSERVED_S:
+            assert one.rank > highest
+            stays = [other for other in placed if other not in leaving and other.rank == one.rank]
+            assert all(other.turn_jobs <= one.turn_jobs or now - other.turn_at >= line.UNSERVED_S for other in stays)
+
+
+def test_a_lane_that_gives_up_its_place_before_it_was_given_a_job_is_next() -> None:
+    waiting = filled([LaneInLine(lane(n), 1, 0.0, 0.0) for n in range(100)])
+    for turn_at, first in ((9.0, lane(200)), (1.0, lane(0))):
+        left = Placed(key=lane(200), rank=1, turn_at=turn_at)
+        waiting.add(LaneInLine(left.key, 1, 0.0, 10.0), first=may_go_first(left, 10.0))
+        assert waiting.take([1] * (FULL - 1), now=10.0)[0].lane == first
+        waiting.discard(left.key)
+        waiting.add(LaneInLine(lane(0), 1, 0.0, 0.0), first=True)
 
 
 def test_slots_that_come_free_one_by_one_go_round() -> None:

@@ -83,7 +83,7 @@ class Puller:
         self.busy: set[LanePull] = set()
         self._without_pull: dict[LanePull, None] = {}  # empty lanes that are to get a standing pull, in order
         self._standing_count = 0
-        self.granted, self.asked, self.step_max = 0, 0, STEP_MAX  # the last: see there
+        self.granted, self.asked, self.step_max = 0, 0, STEP_MAX
         self._clock = fairness.StrideClock()
         self.acks = AckWindow()
         self._numbers = itertools.count(1)

@@ -105,7 +105,7 @@ class Rotation:
         counted = len(placed) + len(self.line)
         length = line.turn_length(wanting, weights / counted if counted else 1.0, rate)
         if len(placed) > line.LIVE_MAX or self.line:
-            for lane in line.choose_leaving(placed, self.line, length, now):
+            for lane in reversed(line.choose_leaving(placed, self.line, length, now)):  # the last is the first in line
                 pays = line.removal_pays(lane.turn_jobs * lane.weight, wanting)
                 self._leave(lane, pays, line.debt(lane.turn_jobs, lane.owed, length))
         acks = self._puller.acks

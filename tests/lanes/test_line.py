@@ -164,7 +164,8 @@ def test_a_lane_whose_turn_is_long_over_stays_only_where_a_place_is_free(
     for one in stays:
         is_over = one.turn_jobs > 0 and one.turn_jobs >= (1 + line.FINISH_TURNS) * length
         if is_over and one.rank == highest and any(other.rank <= one.rank for other in each):
-            assert len(stays) <= LIVE_MAX + AGED_PLACES
+            lower = Counter(other.rank for other in placed if other.rank > highest)
+            assert len(stays) <= LIVE_MAX + sum(min(AGED_PLACES, count) for count in lower.values())
 
 
 @given(st.integers(1, 100_000), st.floats(0.1, 1_000), st.floats(0, 50_000))
@@ -193,6 +194,8 @@ class Simulated:
     last: dict[Lane, float] = field(default_factory=dict)
     longest: float = 0.0  # between two starts of a lane
     turns: int = 0
+    vain: int = 0  # of these, of lanes that were given no job
+    jobs: float = 0.0  # that it may start now
 
     def __post_init__(self) -> None:
         self.by_key = {each.key: each for each in self.lanes}
@@ -220,14 +223,17 @@ class Simulated:
             waiting = LaneInLine(each.key, each.rank, each.served_at, self.now, weight=each.weight, debt=owed)
             self.line.add(waiting, first=may_go_first(each, self.now))
             self.turns += 1
+            self.vain += each.turn_jobs <= 0
         for waiting in self.line.take([each.rank for each in self.live], self.now):
             each = self.by_key[waiting.lane]
             self.clock.join(each, self.now)
             each.served_at, each.turn_at = waiting.served_at, self.now
             self.passes[each.key], each.turn_jobs, each.owed = each.pass_value, 0.0, waiting.debt
             self.live.append(each)
+        self.jobs += self.rate / 100
+        budget, self.jobs = int(self.jobs), self.jobs % 1
         step = min(8, max(1, round(length)))
-        for each, jobs in share_budget(self.clock, self.live, self.rate // 100, self.now, step=step):
+        for each, jobs in share_budget(self.clock, self.live, budget, self.now, step=step):
             self.starts[each.key] += jobs
             self.longest = max(self.longest, self.now - self.last[each.key])
             self.last[each.key] = self.now
@@ -278,12 +284,46 @@ def test_where_higher_lanes_wait_those_of_a_lower_one_with_the_most_jobs_give_wa
 
 def test_a_lane_that_gives_up_its_place_before_it_was_given_a_job_is_next() -> None:
     waiting = filled([LaneInLine(lane(n), 1, 0.0, 0.0) for n in range(100)])
-    for turn_at, first in ((9.0, lane(200)), (1.0, lane(0))):
-        left = Placed(key=lane(200), rank=1, turn_at=turn_at)
+    for wanted, first in ((1, lane(200)), (0, lane(0))):  # the second one has had its place in vain
+        left = Placed(key=lane(200), rank=1, turn_at=1.0, pending=wanted)
         waiting.add(LaneInLine(left.key, 1, 0.0, 10.0), first=may_go_first(left, 10.0))
         assert waiting.take([1] * (FULL - 1), now=10.0)[0].lane == first
         waiting.discard(left.key)
         waiting.add(LaneInLine(lane(0), 1, 0.0, 0.0), first=True)
+
+
+@pytest.mark.parametrize("rate", [5, 20, 50])
+def test_where_few_jobs_are_started_no_lane_gives_up_its_place_unserved_and_all_go_in_order(rate: int) -> None:
+    worker = Simulated([Placed(key=lane(n), pending=10**6) for n in range(200)], rate=rate)
+    worker.run(3 * 200 / rate)
+    assert worker.vain == 0
+    assert worker.waited() <= 200 / rate + 0.1
+
+
+def test_while_no_slot_is_free_lanes_keep_their_places() -> None:
+    worker = Simulated([Placed(key=lane(n), pending=10**6) for n in range(200)], rate=0)
+    worker.run(30.0)
+    assert worker.turns == 0
+
+
+@pytest.mark.parametrize("rate", [50, 800, 6_000])
+def test_aged_lanes_of_two_lower_priorities_do_not_take_each_others_places(rate: int) -> None:
+    lanes = [Placed(key=lane(n), rank=n % 3, pending=10**6) for n in range(300)]
+    worker = Simulated(lanes, rate=rate)
+    worker.run(20.0 if rate < 500 else 8.0)
+    assert all(worker.starts[each.key] for each in lanes)
+    assert worker.vain <= 0.02 * worker.turns
+    assert worker.waited() < max(2.5, AGED_AFTER_S + 200 / (0.5 * rate))  # lower ones have half the jobs, once aged
+
+
+@given(st.lists(st.integers(0, 99), min_size=60, max_size=100, unique=True))
+def test_of_lanes_that_give_way_unserved_to_higher_ones_those_that_waited_longest_stay(order: list[int]) -> None:
+    high = [Placed(key=lane(1_000 + n), rank=0, turn_at=9.9, turn_jobs=1.0, served_at=9.99) for n in range(LIVE_MAX)]
+    begun = [Placed(key=lane(n), rank=1, turn_at=9.9, served_at=float(n) / 100) for n in order]
+    higher = LaneInLine(lane(-2), 0, 0.0, 0.0)
+    leaving = choose_leaving([*high, *begun], filled([higher]), 10.0**6, now=10.0)
+    stay = sorted(order)[:AGED_PLACES]
+    assert [each.key for each in leaving] == [lane(n) for n in sorted(order) if n not in stay]
 
 
 def test_slots_that_come_free_one_by_one_go_round() -> None:

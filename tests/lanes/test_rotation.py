@@ -120,10 +120,10 @@ async def test_until_each_lane_had_a_turn_the_server_may_owe_the_fewest_acks(
     ran = Ran(handler_s=0.01, concurrency=2)  # 1.8 s in all, of several rounds
     async with ran.worker.running(client):
         await eventually(lambda: none_left(client))
-    first_round = owed.index(line.UNCONFIRMED_MAX)
+    first_round = owed.index(line.OWED_MAX)
     assert first_round > 0
-    assert set(owed[:first_round]) == {line.UNCONFIRMED_MIN}
-    assert set(owed[first_round:]) == {line.UNCONFIRMED_MAX}
+    assert set(owed[:first_round]) == {line.OWED_MIN}
+    assert set(owed[first_round:]) == {line.OWED_MAX}
 
 
 async def test_two_workers_serve_all_lanes_and_each_job_once(client: aiqueue.Client, eventually: Eventually) -> None:

@@ -7,7 +7,6 @@ import importlib
 import logging
 import threading
 import zlib
-from asyncio import CancelledError
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -48,8 +47,8 @@ def running_tracing() -> Tracing | None:
 class OpenSpan:
     """A span that has begun. As a context manager it is the current span of what is within, and ends with that.
 
-    An error that leaves it makes it a failed span, with the class of the error; being cancelled is none. Its text is
-    left out: it may repeat what is secret in a message. Nothing here raises.
+    An error that leaves it makes it a failed span, with the class of the error; being cancelled, or waiting for
+    children, is none. Its text is left out: it may repeat what is secret in a message. Nothing here raises.
     """
 
     def __init__(self, tracing: Tracing, span: Any) -> None:
@@ -86,7 +85,7 @@ class OpenSpan:
 
     def end(self, error: BaseException | None = None) -> None:
         """End the span, which has failed if there is an error."""
-        if error is not None and not isinstance(error, CancelledError | GeneratorExit) and not self._has_failed:
+        if isinstance(error, Exception | SystemExit | KeyboardInterrupt) and not self._has_failed:
             self.fail(type(error).__name__)
         if self._late:
             self._tracing.guard(self._span.set_attributes, self._late)

@@ -39,16 +39,19 @@ class Counts:
         self.wait_s += max(0.0, time_s)
         self.waits[bucket_of(time_s)] += 1
 
-    def add(self, other: Counts) -> None:
-        """Add the counters of `other`."""
+    def add(self, other: Counts, *, buckets: bool = True) -> None:
+        """Add the counters of `other`, its buckets too if they are wanted."""
         self.done += other.done
         self.retried += other.retried
         self.dead += other.dead
         self.cancelled += other.cancelled
         self.run_s += other.run_s
         self.wait_s += other.wait_s
-        self.runs = [a + b for a, b in zip(self.runs, other.runs, strict=True)]
-        self.waits = [a + b for a, b in zip(self.waits, other.waits, strict=True)]
+        if buckets:
+            for own, added in ((self.runs, other.runs), (self.waits, other.waits)):
+                for at, count in enumerate(added):
+                    if count:
+                        own[at] += count
 
     def increments(self, *, buckets: bool = True) -> dict[str, int]:
         """Return what is not zero, by the name that it has in a subject. Times are in microseconds."""

@@ -93,14 +93,13 @@ class History:
             self._forget_before(self._oldest())
 
     def _forget_before(self, oldest: int) -> None:
-        self._known = {
-            name: kept for name, times in self._known.items() if (kept := {at for at in times if at >= oldest})
+        times = {family: {at for at in found if at >= oldest} for family, found in self._known.items()}
+        self._known = {family: found for family, found in times.items() if found}
+        values = {
+            names: {key: value for key, value in found.items() if key[0] >= oldest}
+            for names, found in self._values.items()
         }
-        self._values = {
-            names: kept
-            for names, values in self._values.items()
-            if (kept := {key: value for key, value in values.items() if key[0] >= oldest})
-        }
+        self._values = {names: found for names, found in values.items() if found}
 
     @property
     def families(self) -> list[str]:
@@ -134,7 +133,7 @@ class History:
     def _points(
         self, family: str, counters: Mapping[int, Mapping[str, int]], workers: Mapping[int, int]
     ) -> Iterable[Point]:
-        step, known = LEVEL_S[self._level], self._known.get(family, frozenset())
+        step, known = LEVEL_S[self._level], self._known.get(family, set())
         for at in range(self._oldest(), int(self.now) + 1, step):
             sums = JobSums.of(counters.get(at, {})) if at in known else None
             yield Point(at, min(float(step), max(0.0, self.now - at)), workers.get(at, 0), sums)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import subjects
 from ..client import Client
@@ -22,6 +23,7 @@ from .clients import check_test_client
 POLL_S, POLL_MAX_S = 0.002, 0.02  # soon after an attempt has ended, its ack has reached the stream
 SETTLED_S = 0.001
 SOON_S = 1.0
+_OF_LIFESPAN = object()
 
 
 class Drained(NamedTuple):
@@ -52,7 +54,14 @@ class Drained(NamedTuple):
         return f"<Drained {', '.join(f'{count} {outcome}' for outcome, count in sorted(counts.items())) or 'nothing'}>"
 
 
-async def drain(client: Client, worker: Worker, *, delayed: bool = False, within: Duration = "30s") -> Drained:
+async def drain(
+    client: Client,
+    worker: Worker,
+    *,
+    delayed: bool = False,
+    within: Duration = "30s",
+    state: Any = _OF_LIFESPAN,
+) -> Drained:
     """Run a worker on the server of a test until it has no more jobs, and return what became of them.
 
     Jobs that handlers enqueue meanwhile are run too. Retries do not wait: a job that would wait in its lane, less than
@@ -61,6 +70,8 @@ async def drain(client: Client, worker: Worker, *, delayed: bool = False, within
     - `delayed`: also run the jobs that wait for a time, such as those with a delay, and retries that are 5 seconds or
       more away: they become due at once, as by `advance`. Schedules do not tick: call `advance` for that.
     - `within`: how long this may take.
+    - `state`: what handlers get as ``job.state``, instead of what the worker's lifespan yields, which is not entered.
+      Not for a worker with handlers in child processes, which could not get it.
 
     A job that waits for children which this worker does not run, or of a kind that it does not know, is left.
     `client` is one that `aiqueue.testing.client` has opened. Raises AssertionError, which says what is left, after
@@ -70,6 +81,8 @@ async def drain(client: Client, worker: Worker, *, delayed: bool = False, within
     if not isinstance(worker, Worker):
         raise BadInput(f"testing.drain needs a Worker, not {type(worker).__name__}")
     takes_delayed, within_s = flag("delayed", delayed), parse_duration("within", within)
+    if state is not _OF_LIFESPAN:
+        worker = _with_state(worker, state)
     attempts: list[SettledAttempt] = []
     changed = asyncio.Event()
 
@@ -88,6 +101,17 @@ async def drain(client: Client, worker: Worker, *, delayed: bool = False, within
                     await session.drain()
             raise
     return Drained(tuple(attempts))
+
+
+def _with_state(worker: Worker, state: Any) -> Worker:
+    """Return a worker that is the same, but for its lifespan. Raises BadInput for handlers in child processes."""
+    in_process = [each.what for each in worker.handlers if each.process]
+    if in_process:
+        raise BadInput(f"state: the handler of {in_process[0]} runs in a child process, which enters the lifespan")
+    changed = copy.copy(worker)
+    changed.lifespan = lambda: contextlib.nullcontext(state)
+    changed._lifespan_takes_client = False
+    return changed
 
 
 class _Drain:

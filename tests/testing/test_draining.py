@@ -7,7 +7,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,33 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(ChildProcess, "start", note)
     return pids
+
+
+async def test_the_state_of_a_drain_takes_the_place_of_the_lifespan_and_of_nothing_else(client: aiqueue.Client) -> None:
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[str]:
+        entered.append(1)
+        yield "real"
+
+    entered: list[int] = []
+    worker = aiqueue.Worker(lifespan=lifespan)
+
+    @worker.handle(Ask)
+    def ask(job: aiqueue.Job[Ask, str]) -> Any:
+        return job.state
+
+    async def state_of(**options: Any) -> Any:
+        handle = await client.enqueue(Ask(), tenant="acme")
+        await testing.drain(client, worker, **options)
+        return await handle.result(10)
+
+    assert await state_of(state="fake") == "fake"
+    assert await state_of(state=None) is None
+    assert entered == []
+    assert await state_of() == "real"
+    worker.handle(Heavy, process=True)(heavy)
+    with pytest.raises(BadInput, match=r"state: the handler of kind 'drain\.heavy'.* runs in a child process"):
+        await testing.drain(client, worker, state="fake")
 
 
 async def test_a_drain_starts_child_processes_only_for_jobs_that_need_one(

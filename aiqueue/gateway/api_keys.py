@@ -64,15 +64,17 @@ class KeyRevoked(AIQueueError):
 class KeyCredit:
     """A request that its key's limits admit. Call `settle` when its answer has come, or it has failed."""
 
-    __slots__ = ("_credit",)
+    __slots__ = ("_counts_tokens", "_credit")
 
-    def __init__(self, credit: Credit | None = None) -> None:
+    def __init__(self, credit: Credit | None = None, *, counts_tokens: bool = False) -> None:
+        """`counts_tokens`: the key has a limit of tokens, so they were reserved."""
         self._credit = credit
+        self._counts_tokens = counts_tokens
 
     def settle(self, tokens: float | None = None) -> None:
         """Count what was used, in place of what was reserved; None: as reserved. 0: nothing was. Safe twice."""
         if self._credit is not None:
-            self._credit.settle(tokens)
+            self._credit.settle(tokens if self._counts_tokens else None)
 
 
 class ApiKeys:
@@ -161,7 +163,7 @@ class ApiKeys:
             for _ in range(BEGIN_TRIES_MAX):  # the rule of another key, which was new, may void what was granted
                 credit = await self._acquire(limiter, key, tokens)
                 if credit.begin():
-                    return KeyCredit(credit)
+                    return KeyCredit(credit, counts_tokens=key.tokens_per_minute is not None)
         except AboveLimit:
             raise BadInput(
                 f"this request can use {tokens:,.0f} tokens, and API key {key.id} has {key.tokens_per_minute:,} a "

@@ -204,6 +204,18 @@ async def test_tokens_a_minute_are_reserved_and_what_was_not_used_is_given_back(
             await keys.admit(key, tokens=1_001)
 
 
+async def test_tokens_of_a_key_that_limits_requests_alone_are_no_use_above_a_reservation(
+    client: aiqueue.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ApiKeys(client) as keys:
+        key, _ = await keys.add("acme", requests_per_minute=2)
+        (await keys.admit(key, tokens=100)).settle(100)
+        (await keys.admit(key, tokens=100)).settle(0)
+        with pytest.raises(KeyLimited):
+            await keys.admit(key)
+    assert "above its reservation" not in caplog.text
+
+
 async def test_wrong_keys_are_one_line(client: aiqueue.Client) -> None:
     keys = ApiKeys(client)
     wrong: list[tuple[dict[str, Any], str]] = [

@@ -27,4 +27,5 @@ class Assistant:
     def nearest(self, question: str, entries: list[str]) -> str:
         found = self.ai.embeddings.create(model="embed", input=[question, *entries]).data
         asked, *others = (each.embedding for each in found)
-        return max(zip(others, entries, strict=True), key=lambda each: sum(a * b for a, b in zip(asked, each[0])))[1]
+        likeness = [sum(a * b for a, b in zip(asked, each, strict=True)) for each in others]
+        return max(zip(likeness, entries, strict=True))[1]

@@ -137,7 +137,7 @@ def _met(run: Run, faults: Sequence[Fault], settling_s: float) -> bool:
     for fault in faults:
         if fault.victim and fault.victim != run.pid:
             continue
-        if _ended_it(run, fault) or run.start <= (fault.until or fault.at) and fault.at <= end:
+        if _ended_it(run, fault) or (run.start <= (fault.until or fault.at) and fault.at <= end):
             return True
     return False
 

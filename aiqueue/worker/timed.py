@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 
 from ..client import Client
+from ..connection import Connection
 from ..enqueue import Forwarder
+from ..errors import AccessDenied
+from ..inspect import ask_holder
 from ..schedules import Declared, Declarer, Ticker
+from ..subjects import Lane
 
 LATE_S = 0.1
+HOLDER_S = 1.0  # how long the workers may take to say that they hold a job; below the lease of a due job
 
 
 class TimedWork:
@@ -17,7 +23,7 @@ class TimedWork:
 
     def __init__(self, client: Client, declared: Declared) -> None:
         connection, topology, key_lanes = client.connection, client.topology, client.key_lanes
-        self._forwarder = Forwarder(connection, topology, key_lanes)
+        self._forwarder = Forwarder(connection, topology, key_lanes, is_held=partial(is_held, connection))
         self._ticker = Ticker(
             connection, topology, key_lanes, owner=declared.owner, makers=declared.makers,
             make_headers=client.make_headers,
@@ -60,3 +66,15 @@ class TimedWork:
         await self._declarer.stop()
         await self._ticker.stop()
         await self._forwarder.stop()
+
+
+async def is_held(connection: Connection, lane: Lane, job_id: str, seq: int) -> bool:
+    """Return whether a worker holds the job of this sequence, and says so. False if this worker may not ask."""
+    connection.optional += 1
+    try:
+        holder = await ask_holder(connection, lane.family, lane.tenant, job_id, within_s=HOLDER_S)
+    except AccessDenied:
+        return False
+    finally:
+        connection.optional -= 1
+    return holder is not None and (holder.seq == seq or holder.state == "result")  # of a result, only the job is said

@@ -102,7 +102,7 @@ class LaggingCluster(Cluster):
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while line := await reader.readline():
                 words, payload = line.split(), b""
-                if is_dialer and words[:1] == [b"INFO"]:
+                if is_dialer and words[:1] == [b"INFO"] and not ends["from"]:  # later ones are of others
                     ends["from"] = json.loads(line[5:])["server_name"]
                 if words and words[0] in _WITH_PAYLOAD:
                     payload = await reader.readexactly(int(words[-1]) + 2)

@@ -111,7 +111,7 @@ async def read_messages(
             if not more:
                 if not (confirmed and connection.cluster):
                     return
-                async for stored in rest.read(start):
+                for stored in await rest.read(start):
                     start = {"seq": stored.seq + 1}
                     yield stored
                 if rest.is_over:
@@ -136,16 +136,18 @@ class _LeadersRest:
         self._connection, self._stream, self._subject = connection, stream, subject
         self._last_seq = 0
 
-    async def read(self, start: dict[str, Any]) -> AsyncGenerator[Stored, None]:
-        """Yield the next messages, one request each."""
+    async def read(self, start: dict[str, Any]) -> list[Stored]:
+        """Return the next messages, one request each."""
+        found: list[Stored] = []
         for _ in range(self.steps):
             stored = await self._get_next(start)
             if stored is None:
                 self.is_over = True
-                return
+                return found
             start = {"seq": stored.seq + 1}
-            yield stored
+            found.append(stored)
         self.steps = min(2 * self.steps, STEPS_MAX)
+        return found
 
     async def _get_next(self, start: dict[str, Any]) -> Stored | None:
         if self._last_seq and start.get("seq", 0) > self._last_seq:
@@ -160,6 +162,17 @@ class _LeadersRest:
                 info = await self._connection.api(f"STREAM.INFO.{self._stream}")
                 self._last_seq = int(info["state"]["last_seq"])
         return stored
+
+
+async def is_still_stored(connection: ReadConnection, stream: str, seq: int) -> bool:
+    """Return whether a message that a direct get has returned is still there, as the stream's leader says. True where
+    there is no cluster, without a request, and for a user that may not ask the leader.
+    """
+    if not connection.cluster:
+        return True
+    with contextlib.suppress(AccessDenied):
+        return await get_message(connection, stream, {"seq": seq, "no_hdr": True}) is not None
+    return True
 
 
 async def wait_current(connection: ReadConnection, stream: str, *, within_s: float = CURRENT_S) -> bool:

@@ -7,10 +7,9 @@ import contextlib
 from functools import partial
 
 from ..client import Client
-from ..connection import Connection
 from ..enqueue import Forwarder
-from ..errors import AccessDenied
-from ..inspect import ask_holder
+from ..errors import AccessDenied, NotFound
+from ..inspect import ask_holder, read_workers
 from ..schedules import Declared, Declarer, Ticker
 from ..subjects import Lane
 
@@ -23,7 +22,7 @@ class TimedWork:
 
     def __init__(self, client: Client, declared: Declared) -> None:
         connection, topology, key_lanes = client.connection, client.topology, client.key_lanes
-        self._forwarder = Forwarder(connection, topology, key_lanes, is_held=partial(is_held, connection))
+        self._forwarder = Forwarder(connection, topology, key_lanes, is_held=partial(is_held, client))
         self._ticker = Ticker(
             connection, topology, key_lanes, owner=declared.owner, makers=declared.makers,
             make_headers=client.make_headers,
@@ -68,13 +67,20 @@ class TimedWork:
         await self._forwarder.stop()
 
 
-async def is_held(connection: Connection, lane: Lane, job_id: str, seq: int) -> bool:
-    """Return whether a worker holds the job of this sequence, and says so. False if this worker may not ask."""
+async def is_held(client: Client, lane: Lane, job_id: str, seq: int) -> bool:
+    """Return whether a worker holds the job of this sequence: it says so, or its record does, as of one whose event
+    loop is blocked. False if this worker may not ask.
+    """
+    connection = client.connection
     connection.optional += 1
     try:
         holder = await ask_holder(connection, lane.family, lane.tenant, job_id, within_s=HOLDER_S)
-    except AccessDenied:
+        if holder is not None:
+            return holder.seq == seq or holder.state == "result"  # of a result, only the job is said
+        workers = await read_workers(connection, client.topology, family=lane.family, with_pauses=False)
+        running = [(job.tenant, job.seq) for each in workers for job in each.jobs if job.family == lane.family]
+        return (lane.tenant, seq) in running
+    except (AccessDenied, NotFound):
         return False
     finally:
         connection.optional -= 1
-    return holder is not None and (holder.seq == seq or holder.state == "result")  # of a result, only the job is said

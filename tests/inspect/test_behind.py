@@ -53,6 +53,10 @@ async def test_no_list_plan_or_count_is_taken_for_whole_that_a_server_has_answer
 
         for _ in range(READS):
             assert await read_ids(client) >= waiting
+        for _ in range(READS):
+            for n, state in ((CANCELLED - 1, "cancelled"), (BEFORE + AFTER - 1, "queued")):
+                found = await client.job(f"job-{n}", family="agent.tasks", tenant=TENANT)
+                assert (await found.status()).state == state
         page = await client.jobs.page(limit=100)
         assert {each.job_id for each in page.jobs} >= waiting
         assert page.behind == (STREAM,)

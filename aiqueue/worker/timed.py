@@ -78,9 +78,9 @@ async def is_held(client: Client, lane: Lane, job_id: str, seq: int) -> bool:
         if holder is not None:
             return holder.seq == seq or holder.state == "result"  # of a result, only the job is said
         workers = await read_workers(connection, client.topology, family=lane.family, with_pauses=False)
-        running = [(job.tenant, job.seq) for each in workers for job in each.jobs if job.family == lane.family]
-        return (lane.tenant, seq) in running
     except (AccessDenied, NotFound):
         return False
     finally:
         connection.optional -= 1
+    running = [(job.tenant, job.seq) for each in workers for job in each.jobs if job.family == lane.family]
+    return (lane.tenant, seq) in running

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from ..errors import BadInput
-from ..units import short_size
+from ..units import short_duration, short_size
 from . import output
-from .audit import run_counted
+from .audit import run_audited, run_counted
 from .options import Json, ServerOptions, add_command, duration_option
 from .output import Column
 
 if TYPE_CHECKING:
-    from ..client import Client
+    from ..client import AuditedAct, Client
     from ..documents import Collected
     from ..payload import Document
 
@@ -48,12 +48,14 @@ def put(
         output.print_line("reading from the terminal; Ctrl-D ends the input", err=True)
         source = sys.stdin.buffer.read()  # in chunks, each end of one would take a Ctrl-D
 
-    async def store(client: Client) -> Document:
-        return await client.documents.put(
+    async def store(client: Client, audited: AuditedAct) -> Document:
+        stored = await client.documents.put(
             source, tenant=tenant, name=document_name, content_type=content_type, keep=keep
         )
+        audited.count, audited.details = 1, {"document": stored.sha256, "size_bytes": stored.size}
+        return stored
 
-    document = options.run_with_client(store)
+    document = run_audited(options, "documents.put", {"name": document_name, "tenant": tenant}, store, creates=True)
     if json:
         output.print_json(document.model_dump())
     else:
@@ -149,12 +151,15 @@ def collect(
     Workers do this automatically every ten minutes.
     """
 
-    async def run_collector(client: Client) -> Collected:
+    async def run_collector(client: Client, audited: AuditedAct) -> Collected:
         from ..documents import Collector  # noqa: PLC0415
 
-        return await Collector(client.connection, client.topology).collect(grace_s=grace)
+        found = await Collector(client.connection, client.topology).collect(grace_s=grace)
+        audited.count = found.documents
+        audited.details = {name: value for name, value in vars(found).items() if name != "documents"}
+        return found
 
-    collected = options.run_with_client(run_collector, acts=True)
+    collected = run_audited(options, "documents.collect", {"grace": short_duration(grace)}, run_collector)
     if json:
         output.print_json(vars(collected))
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import gateway_keys, output
+from .audit import run_counted
 from .gateway_batch import batch
 from .gateway_serve import serve
 from .options import Json, ServerOptions, add_command
@@ -56,7 +57,10 @@ def usage(
             await Budgets(store, ledger).stats(when, whom),
         )
 
-    when, totals, budgets = options.run_with_client(fetch, reads=not rebuild, acts=rebuild)
+    if rebuild:
+        when, totals, budgets = run_counted(options, "gateway.usage.rebuild", {"tenant": tenant, "month": month}, fetch)
+    else:
+        when, totals, budgets = options.run_with_client(fetch, reads=True)
     if json:
         output.print_json(
             {

@@ -10,12 +10,13 @@ import typer
 from ..errors import DecodeError
 from ..units import short_size
 from . import output
-from .audit import run_counted
+from .audit import run_audited, run_counted
 from .options import Json, ServerOptions, add_command, duration_option, split_names
 from .output import Column
 
 if TYPE_CHECKING:
-    from ..client import Client
+    from ..client import AuditedAct, Client
+    from ..errors import AIQueueError
     from ..mailbox import InboxStats, Sent, Unread
 
 app = typer.Typer(no_args_is_help=True, help="List inboxes, read and send agents' mail, register agents.")
@@ -164,7 +165,7 @@ def send(
 
     Exit codes: 0 sent, 1 not sent to some or all recipients.
     """
-    from ..errors import AIQueueError, BadInput, details  # noqa: PLC0415
+    from ..errors import AIQueueError, BadInput  # noqa: PLC0415
     from ..job import untyped  # noqa: PLC0415
 
     data = _parse_object(message)
@@ -175,19 +176,28 @@ def send(
     if agent == "-" and unique is not None:
         raise BadInput("--unique cannot be used with a broadcast (AGENT `-`): an id names one mail")
 
-    async def send_mail(client: Client) -> dict[str, Sent | AIQueueError]:
+    async def send_mail(client: Client, audited: AuditedAct) -> dict[str, Sent | AIQueueError]:
         mail = model.model_validate(data)
         if agent == "-":
-            return await client.inboxes.broadcast(
+            sent = await client.inboxes.broadcast(
                 mail, tenant=tenant, sender=sender, conversation=conversation, expires=expires
             )
-        return {
-            agent: await client.inboxes.send(
+        else:
+            only = await client.inboxes.send(
                 mail, tenant=tenant, to=agent, sender=sender, conversation=conversation, expires=expires, unique=unique
             )
-        }
+            sent = {agent: only}
+        failed = sum(isinstance(each, AIQueueError) for each in sent.values())
+        audited.count, audited.details = len(sent) - failed, {"failed": failed}
+        return sent
 
-    outcomes = options.run_with_client(send_mail)
+    target = {"agent": agent, "kind": kind, "tenant": tenant, "sender": sender, "conversation": conversation}
+    _print_sent(run_audited(options, "inbox.send", {**target, "mail": unique}, send_mail, creates=True), tenant, json)
+
+
+def _print_sent(outcomes: dict[str, Sent | AIQueueError], tenant: str, json: bool) -> None:
+    from ..errors import AIQueueError, details  # noqa: PLC0415
+
     if json:
         output.print_json(
             [details(each) if isinstance(each, AIQueueError) else each._asdict() for each in outcomes.values()]

@@ -251,7 +251,8 @@ def _print_paused(found: Sequence[Pause]) -> None:
 def _print_partial(found: Sequence[FamilyStats | LaneStats]) -> None:
     if any(each.partial for each in found):
         output.print_line(
-            "\nin flight +: at least so many, and fewer pending. The cluster has not reported all: repeat"
+            "\nin flight +: at least so many, and fewer pending; parked and dead may be out of date. "
+            "The cluster has not reported all: repeat"
         )
 
 

@@ -11,7 +11,7 @@ from ..errors import BadInput
 from . import output, parallel
 from .audit import name_operator, silence_log, warn_unaudited
 from .dead import is_interactive
-from .jobs import Family, Kind, Newer, Older, Priority, State, Tenant, Where, filter_options
+from .jobs import Family, Kind, Newer, Older, Priority, State, Tenant, Where, filter_options, print_gaps
 from .options import FAILED, Json, ServerOptions, add_command, print_error
 
 if TYPE_CHECKING:
@@ -229,8 +229,7 @@ def _carry_out(options: ServerOptions, plan: JobPlan) -> ActOutcome:
 
 def _print_gaps(plan: JobPlan) -> None:
     """Print on stderr what the plan does not cover."""
-    for stream in plan.missing:
-        output.print_line(f"stream {stream} does not exist: run `aiqueue apply`", err=True)
+    print_gaps(plan)
     if plan.unreadable:
         jobs = output.format_count(plan.unreadable, "job")
         text = f"{jobs} may match, too, and are left out: their messages are documents, or cannot be decoded"
@@ -242,7 +241,7 @@ def _print_dry_run(plan: JobPlan, json: bool) -> None:
         output.print_json(
             {
                 "act": plan.act, "matched": plan.count, "until": plan.until, "searched": plan.searched,
-                "unreadable": plan.unreadable, "missing": plan.missing,
+                "unreadable": plan.unreadable, "missing": plan.missing, "behind": plan.behind,
             }
         )  # fmt: skip
         return
@@ -258,7 +257,8 @@ def _print_outcome(outcome: ActOutcome, plan: JobPlan, json: bool) -> None:
             "ended": [{"job_id": job_id, "why": why} for job_id, why in outcome.ended],
             "failed": [{"job_id": job_id, "error": error} for job_id, error in outcome.failed],
         }
-        output.print_json({**said, "until": plan.until, "unreadable": plan.unreadable, "missing": plan.missing})
+        output.print_json({**said, "until": plan.until, "unreadable": plan.unreadable, "missing": plan.missing,
+                           "behind": plan.behind})  # fmt: skip
     else:
         of_all = f" of {outcome.matched:,}" if outcome.done != outcome.matched else ""
         done = output.format_count(outcome.done, "job")

@@ -15,7 +15,7 @@ from .options import Json, ServerOptions, add_command, duration_option, split_na
 from .output import Column
 
 if TYPE_CHECKING:
-    from ..client import Client
+    from ..client import Client, JobPlan
     from ..inspect import JobPage, ListedJob
 
 STATES = "queued, in_flight, parked, retrying, waiting, failed"
@@ -86,7 +86,7 @@ def ls(  # noqa: PLR0913  (the options of a filter)
         output.print_json(
             {
                 "jobs": [asdict(each) for each in search.jobs], "cursor": search.cursor, "searched": search.searched,
-                "unreadable": search.unreadable, "missing": search.missing,
+                "unreadable": search.unreadable, "missing": search.missing, "behind": search.behind,
             }
         )  # fmt: skip
     else:
@@ -102,6 +102,7 @@ class _PagedSearch:
         self.cursor = cursor
         self.searched = self.unreadable = 0
         self.missing: list[str] = []
+        self.behind: list[str] = []
         self._limit = limit
 
     async def run(self, client: Client, payload: bool, which: dict[str, Any]) -> None:
@@ -118,6 +119,7 @@ class _PagedSearch:
         self.searched += page.searched
         self.unreadable += page.unreadable
         self.missing += [each for each in page.missing if each not in self.missing]
+        self.behind += [each for each in page.behind if each not in self.behind]
         advance(page.searched)
 
 
@@ -189,10 +191,18 @@ def _searched(search: _PagedSearch) -> str:
     return f"{output.format_count(search.searched, 'stored job')} searched"
 
 
+def print_gaps(read: _PagedSearch | JobPlan) -> None:
+    """Print on stderr why what was read is not whole, or not as it is now."""
+    for stream in read.missing:
+        output.print_line(f"stream {stream} does not exist: run `aiqueue apply`", err=True)
+    for stream in read.behind:
+        text = f"a server of the cluster is behind with {stream}: some of the jobs may have ended or moved; repeat"
+        output.print_line(text, err=True)
+
+
 def _print_rest(search: _PagedSearch) -> None:
     """Print on stderr what the list does not show."""
-    for stream in search.missing:
-        output.print_line(f"stream {stream} does not exist: run `aiqueue apply`", err=True)
+    print_gaps(search)
     if search.unreadable:
         jobs = output.format_count(search.unreadable, "job")
         output.print_line(f"{jobs} may match, too: their messages are documents, or cannot be decoded", err=True)

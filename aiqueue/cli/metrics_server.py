@@ -57,6 +57,7 @@ class MetricsServer:
             writer.transport.abort()
             return
         self._connections.add(task)
+        writer.transport.set_write_buffer_limits(0)  # `drain` waits for all: what is left at `close` has no time limit
         try:
             status, body, content_type = (503, "too many connections\n", _PLAIN) if busy else await self._answer(reader)
             head = (

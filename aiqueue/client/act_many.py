@@ -16,7 +16,7 @@ from ..journal import Journal
 from ..topology import Topology
 from .cancel import ALREADY_CANCELLED, TOO_LARGE, Canceller
 from .cancel_many import CancelMany, Chunk, where_enqueued
-from .job_plans import Act, JobPlan, Target
+from .job_plans import ACTS_ON, Act, JobPlan, Target
 from .move_many import MoveMany
 from .reschedule import reschedule
 
@@ -112,7 +112,7 @@ class ActMany:
     # -- the acts
 
     async def _cancel(self, source: Source, chunk: Chunk) -> Outcomes:
-        verdicts = await CancelMany(self._connection, self._canceller).run(source, chunk)
+        verdicts = await CancelMany(self._connection, self._canceller, self._plan.filter).run(source, chunk)
         outcomes: Outcomes = {}
         for target, verdict in verdicts.items():
             if isinstance(verdict, AIQueueError):
@@ -140,6 +140,8 @@ class ActMany:
 
     async def _run_one_now(self, target: Target, parked: ParkedJob | None) -> str:
         now = self._connection.clock.now()
+        if parked is None and not self._plan.filter.states >= set(ACTS_ON["run_now"]):
+            return "it is no longer parked as it was"  # it may be again, in a state that the filter does not name
         if parked is not None and not parked.subject.is_due and parked.fires_at - now > SOON_S:
             try:
                 await self._parking.move(parked, now, timeout_s=min(parked.fires_at - now, 30.0))

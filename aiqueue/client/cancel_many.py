@@ -3,35 +3,46 @@
 The orders of writes are those of `cancel`, for each job: a parked copy, the deletion in the lane, `cancelled` in the
 journal, the deletion of the copy. What a chunk of jobs has in common is asked once: which journals have entries, and
 what the lanes' consumers have delivered. Any job that is not as simple as that is cancelled alone.
+
+Where the filter names states or a priority, a job is cancelled only if they still hold. So that no queued job is
+started between that look and its deletion, the consumers of the lanes are paused for the time of a chunk.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from .. import headers, subjects
 from ..connection import Connection, Stored, read_last
-from ..enqueue import Enqueued, ParkedCopy, find_original, park_copy, parse_parked_job
-from ..errors import AIQueueError, BadInput, NotFound, TooLarge
-from ..inspect import Source, read_delivered
+from ..enqueue import Enqueued, ParkedCopy, ParkedJob, find_original, park_copy, parse_parked_job
+from ..errors import AIQueueError, BadInput, Conflict, NotFound, TooLarge
+from ..inspect import IN_LANES, ListFilter, Source, read_delivered, state_when_parked
 from ..journal import CANCELLED, EMPTY_RECORD, Entry, Journal, entry_from_stored, kind_header
 from ..subjects import Lane
 from ..topology import Family
 from .cancel import ALREADY_CANCELLED, ALREADY_ENDED, TOO_LARGE, Canceller, Verdict, cancelled_entry, journal_subject
-from .job_plans import Target
+from .job_plans import ACTS_ON, Target
+from .lane_pause import LanePause
 
 AT_ONCE = 32  # jobs that are taken out, or cancelled alone, at the same time
 
 Chunk = Sequence[tuple[Target, Stored | None]]
 Verdicts = dict[Target, Verdict | AIQueueError]
+BEGUN = Verdict(False, "it has started meanwhile, and runs on")
+NOT_BEGUN = Verdict(False, "it is not in flight any more, and waits in its lane")
+LEFT = Verdict(False, "it is no longer as the filter says: it has started, ended, or was parked or moved")
 
 
 class CancelMany:
     """Cancels the jobs of a plan, chunk by chunk."""
 
-    def __init__(self, connection: Connection, canceller: Canceller) -> None:
+    def __init__(self, connection: Connection, canceller: Canceller, wanted: ListFilter) -> None:
+        """`wanted`: the filter of the plan, of which states and priority are to hold when a job is cancelled."""
         self._connection = connection
+        self._wanted = wanted
+        self._follows = wanted.states >= set(ACTS_ON["cancel"]) and wanted.priority is None
         self._canceller = canceller
         self._topology = canceller.topology
         self._journal = Journal(connection, canceller.topology.journal_stream.name)
@@ -39,8 +50,24 @@ class CancelMany:
 
     async def run(self, source: Source, chunk: Chunk) -> Verdicts:
         """Cancel the jobs of a chunk, and return what became of each, or the error because of which it is not."""
-        verdicts: Verdicts = {}
         family = source.family
+        if family is None or self._wanted.states >= IN_LANES:
+            return await self._run(family, chunk, Verdicts())
+        there = [(target, stored) for target, stored in chunk if stored is not None]
+        pause = LanePause(self._connection, family, {target.lane for target, _ in there})
+        try:
+            async with pause if "queued" in self._wanted.states else contextlib.nullcontext():
+                delivered = await pause.read_delivered()
+                verdicts: Verdicts = {}
+                for target, stored in there:
+                    has_begun = stored.seq <= delivered.get(target.lane, 0)
+                    if ("in_flight" if has_begun else "queued") not in self._wanted.states:
+                        verdicts[target] = BEGUN if has_begun else NOT_BEGUN
+                return await self._run(family, [each for each in chunk if each[0] not in verdicts], verdicts)
+        except Conflict as error:  # the lanes cannot be paused: nothing was done
+            return {target: error for target, _ in chunk}
+
+    async def _run(self, family: Family | None, chunk: Chunk, verdicts: Verdicts) -> Verdicts:
         simple: list[tuple[Target, Stored]] = []
         if family is not None and family.journal is not None:
             heads = await self._read_heads(family, chunk)
@@ -83,6 +110,9 @@ class CancelMany:
         async def cancel_one(target: Target, stored: Stored, copy: ParkedCopy) -> None:
             async with self._gate:
                 may_run = stored.seq <= delivered.get(target.lane, 0)
+                if may_run and "in_flight" not in self._wanted.states:  # somebody has ended the pause of the lane
+                    verdicts[target] = BEGUN  # its copy takes its place if its worker dies
+                    return
                 try:
                     verdicts[target] = await self._write_cancelled(family, target, stored, copy, may_run=may_run)
                     await self._connection.delete(self._canceller.parking.stream, copy.seq)
@@ -134,20 +164,43 @@ class CancelMany:
                 if stored is not None:
                     verdict = await self._cancel_stored(target, stored)
                 if not verdict.cancelled and verdict is not TOO_LARGE:  # it may have moved since it was read
-                    verdict = await self._canceller.cancel_where_it_is(self._where(target))
+                    verdict = await self._cancel_elsewhere(target)
                 if verdict.cancelled:
                     await self._canceller.cancel_children_of(target.lane.family, target.lane.tenant, target.job_id)
                 verdicts[target] = verdict
             except AIQueueError as error:
                 verdicts[target] = error
 
+    async def _cancel_elsewhere(self, target: Target) -> Verdict:
+        """Cancel a job that is not where it was, wherever it is. If the filter names states or a priority: only if the
+        job is parked, and they hold there.
+        """
+        if self._follows:
+            return await self._canceller.cancel_where_it_is(self._where(target))
+        family = self._topology.family(target.lane.family)
+        for parked in await self._canceller.parking.find_all(target.lane, target.job_id):
+            is_it = parked.run == target.run if target.run else parked.parking_id == target.parking_id
+            if is_it and self._holds_for(parked):
+                return await self._canceller.cancel_parked(family, parked)
+        return LEFT
+
+    def _holds_for(self, parked: ParkedJob) -> bool:
+        is_state = state_when_parked(parked)[0] in self._wanted.states
+        return is_state and self._wanted.priority in (None, parked.subject.lane.priority)
+
     async def _cancel_stored(self, target: Target, stored: Stored) -> Verdict:
         family = self._topology.family(target.lane.family)
         parked = parse_parked_job(stored)
+        if parked is not None and not self._follows:
+            there = await self._connection.get(self._canceller.parking.stream, stored.seq)
+            if there is None or not self._holds_for(parked):
+                return LEFT
         if parked is not None:
             original = await find_original(self._connection, family.stream, stored.headers)
             if original is None:
                 return await self._canceller.cancel_parked(family, parked)
+            if not self._wanted.states >= IN_LANES:
+                return LEFT
             # who took it out has died before the deletion, or is about to delete it
             verdict = await self._canceller.cancel_queued(family, target.lane, target.job_id, original)
             if verdict.cancelled:

@@ -142,7 +142,7 @@ class Jobs:
         - `on_searched` is called with how many further stored jobs were looked at.
 
         The filter is that of `page`; without a `state`, all that the act is for. A plan that is `unreadable` or has
-        `missing` streams is not whole: see `JobPage`. It holds some 300 bytes of memory for each job.
+        `missing` streams is not whole: see `JobPage`, also for `behind`. It takes some 300 bytes of memory a job.
         """
         if which.get("state") is None and act in ACTS_ON:
             which["state"] = ACTS_ON[act]

@@ -42,7 +42,8 @@ class JobPlan:
     """What an act would do: nothing is changed yet.
 
     `targets`: the jobs, by where they are stored. `last`: the last sequence of each stream that was looked at; `at`:
-    when, in seconds since the epoch. Later jobs are not touched. `searched`, `unreadable`, `missing`: as of `JobPage`.
+    when, in seconds since the epoch. Later jobs are not touched. `searched`, `unreadable`, `missing`, `behind`: as of
+    `JobPage`.
     `to`: the priority of a move.
     """
 
@@ -55,6 +56,7 @@ class JobPlan:
     unreadable: int = 0
     missing: tuple[str, ...] = ()
     to: str = ""
+    behind: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -145,8 +147,8 @@ async def make_plan(
     for source in (*parked, *lanes, *(parked if lanes else ())):
         await planner.read(source)
     found = {source: tuple(targets) for source, targets in planner.targets.items() if targets}
-    missing = tuple(each for each in dict.fromkeys(scan.missing))
-    return JobPlan(act, wanted, found, planner.last, planner.at, scan.searched, scan.unreadable, missing, to)
+    missing, behind = tuple(dict.fromkeys(scan.missing)), tuple(scan.behind)
+    return JobPlan(act, wanted, found, planner.last, planner.at, scan.searched, scan.unreadable, missing, to, behind)
 
 
 def _has_priority(source: Source, to: str) -> bool:

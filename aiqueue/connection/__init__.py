@@ -30,13 +30,13 @@ from .frames import (
 )
 from .nats_client import to_its_end
 from .publish_types import Publish
-from .reading import read_last
+from .reading import is_still_stored, read_last, wait_current
 from .service import Answer, Endpoint, Service
 from .subscription import Subscription
 
 __all__ = [
     "HEADERS_MAX", "Answer", "ChangeWatch", "Connection", "Endpoint", "Headers", "PubAck", "Publish", "Received",
     "ServerClock", "Service", "Status", "Stored", "Subscription", "ack_frame", "ack_info", "block", "check_size",
-    "delivery_number", "read_headers", "read_last", "store_together", "timestamp",
-    "to_its_end",
+    "delivery_number", "is_still_stored", "read_headers", "read_last", "store_together", "timestamp",
+    "to_its_end", "wait_current",
 ]  # fmt: skip

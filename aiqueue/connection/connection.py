@@ -332,15 +332,15 @@ class Connection:
 
     def read(
         self, stream: str, subject: str, *, seq: int = 1, since: float | None = None, batch: int = reading.BATCH,
-        ahead: bool = False,
+        ahead: bool = False, confirmed: bool = True,
     ) -> AsyncGenerator[Stored, None]:  # fmt: skip
         """The stream's messages whose subject matches, in order from `seq`, without a consumer. `since` (seconds since
-        the epoch): instead from the first one that was stored then or later.
-
-        A page holds `batch` messages, or 4 MiB. With `ahead`, the next page is requested while this one is used.
-        The stream needs allow_direct. Raises Unavailable if a reply takes more than 5 seconds.
+        the epoch): instead from the first one that was stored then or later. A page holds `batch` messages, or 4 MiB.
+        With `ahead`, the next page is requested while this one is used. `confirmed`: in a cluster, the stream's leader
+        says whether there is more. The stream needs allow_direct. Raises Unavailable if a reply takes 5 seconds.
         """
-        return reading.read_messages(self, stream, subject, seq, batch=batch, ahead=ahead, since=since)
+        return reading.read_messages(self, stream, subject, seq, batch=batch, ahead=ahead, since=since,
+                                     confirmed=confirmed)  # fmt: skip
 
     async def _connect_client(self) -> None:
         on_error = self._permissions.on_error

@@ -1,16 +1,23 @@
-"""Reading a stream without a consumer: single messages from the stream's leader, pages of messages by direct get."""
+"""Reading a stream without a consumer: single messages from the stream's leader, pages of messages by direct get.
+
+In a cluster, any server with a replica of the stream answers a direct get, another one each time. One that is behind
+the leader lacks the newest messages, and has some that are deleted. What it has is a state that the leader was in
+before: nothing is missing in between. So `read_messages` asks the leader at the end whether there is more.
+`wait_current` is for reads to which deletions matter.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from ..errors import AIQueueError, NotFound, ServerError, Unavailable
+from ..errors import AccessDenied, AIQueueError, NotFound, ServerError, Unavailable
 from . import frames
 from .faults import from_api
 from .frames import Received, Stored
@@ -21,11 +28,16 @@ ANSWER_S = 5.0
 LOOKUP_S = 2.0
 LAST_MAX = 256  # subjects whose newest messages are read at once; the server's limit is 1,024
 SEQ_MAX = 2**64 - 1
+STEPS_MAX = 64  # messages that are read one by one from the leader before the next page is asked for
+CURRENT_S = 0.5  # how long a server of a cluster that is behind is waited for
+LOOK_AGAIN_S, LOOK_AGAIN_MAX_S = 0.002, 0.05
 
 
 class ReadConnection(Protocol):
     """What reading needs of the connection."""
 
+    @property
+    def cluster(self) -> str: ...
     async def wait_up(self, timeout_s: float) -> None: ...
     def request_many(
         self, subject: str, body: bytes
@@ -72,33 +84,121 @@ async def read_messages(
     batch: int = BATCH,
     ahead: bool = False,
     since: float | None = None,
+    confirmed: bool = True,
 ) -> AsyncGenerator[Stored, None]:
     """All messages whose subject matches, in order from `seq`, or from those stored at the time `since`. With `ahead`,
-    the next page is requested while the caller uses this one.
+    the next page is requested while the caller uses this one. `confirmed`: see `Connection.read`.
     """
 
-    def request_page(start: dict[str, Any]) -> asyncio.Task[tuple[deque[Stored], bool]]:
+    def request_page() -> asyncio.Task[tuple[deque[Stored], bool]]:
         request = {**start, "batch": batch, "next_by_subj": subject, "max_bytes": BATCH_BYTES}
         return asyncio.create_task(_read_page(connection, stream, request))
 
-    if since is None:
-        page_task = request_page({"seq": seq})
-    else:
-        page_task = request_page({"start_time": datetime.fromtimestamp(since, UTC).isoformat()})
+    start: dict[str, Any] = {"seq": seq}
+    if since is not None:
+        start = {"start_time": datetime.fromtimestamp(since, UTC).isoformat()}
+    page_task, rest = request_page(), _LeadersRest(connection, stream, subject)
     try:
-        more = True
-        while more:
+        while True:
             page, more = await page_task
-            next_seq = page[-1].seq + 1 if more else 0
+            if page:
+                start = {"seq": page[-1].seq + 1}
+                rest.steps = 1
             if more and ahead:
-                page_task = request_page({"seq": next_seq})
+                page_task = request_page()
             while page:
                 yield page.popleft()  # popped, so that a used message is freed
-            if more and not ahead:
-                page_task = request_page({"seq": next_seq})
+            if not more:
+                if not (confirmed and connection.cluster):
+                    return
+                for stored in await rest.read(start):
+                    start = {"seq": stored.seq + 1}
+                    yield stored
+                if rest.is_over:
+                    return
+            if not (more and ahead):
+                page_task = request_page()
     finally:
         page_task.cancel()
         await asyncio.gather(page_task, return_exceptions=True)
+
+
+class _LeadersRest:
+    """What the leader of a stream has behind the last page: more messages if who has answered is behind it.
+
+    `steps`: how many of them are read before the next page is asked for. `is_over`: there are no more, or only those
+    that were stored after the first of them was found: otherwise reading a busy stream would not end.
+    """
+
+    def __init__(self, connection: ReadConnection, stream: str, subject: str) -> None:
+        self.steps = 1
+        self.is_over = False
+        self._connection, self._stream, self._subject = connection, stream, subject
+        self._last_seq = 0
+
+    async def read(self, start: dict[str, Any]) -> list[Stored]:
+        """Return the next messages, one request each."""
+        found: list[Stored] = []
+        for _ in range(self.steps):
+            stored = await self._get_next(start)
+            if stored is None:
+                self.is_over = True
+                return found
+            start = {"seq": stored.seq + 1}
+            found.append(stored)
+        self.steps = min(2 * self.steps, STEPS_MAX)
+        return found
+
+    async def _get_next(self, start: dict[str, Any]) -> Stored | None:
+        if self._last_seq and start.get("seq", 0) > self._last_seq:
+            return None
+        try:
+            stored = await get_message(self._connection, self._stream, {**start, "next_by_subj": self._subject})
+        except AccessDenied:  # the log says so, once: for this user, reads end where a server does that may be behind
+            return None
+        if stored is not None and not self._last_seq:
+            self._last_seq = SEQ_MAX
+            with contextlib.suppress(AccessDenied):
+                info = await self._connection.api(f"STREAM.INFO.{self._stream}")
+                self._last_seq = int(info["state"]["last_seq"])
+        return stored
+
+
+async def is_still_stored(connection: ReadConnection, stream: str, seq: int) -> bool:
+    """Return whether a message that a direct get has returned is still there, as the stream's leader says. True where
+    there is no cluster, without a request, and for a user that may not ask the leader.
+    """
+    if not connection.cluster:
+        return True
+    with contextlib.suppress(AccessDenied):
+        return await get_message(connection, stream, {"seq": seq, "no_hdr": True}) is not None
+    return True
+
+
+async def wait_current(connection: ReadConnection, stream: str, *, within_s: float = CURRENT_S) -> bool:
+    """Wait until all servers that answer direct gets have the changes that the stream's leader has now, deletions too.
+
+    The leader says which changes a server has got; to apply them takes it a moment longer. False: one has not got them
+    after `within_s` seconds, or this user may not ask. True at once where there is no cluster.
+
+    Raises NotFound, Unavailable.
+    """
+    current: set[str] = set()
+    began, pause_s = time.monotonic(), LOOK_AGAIN_S
+    while connection.cluster:
+        try:
+            found = (await connection.api(f"STREAM.INFO.{stream}")).get("cluster") or {}
+        except AccessDenied:
+            return False
+        replicas = [each for each in found.get("replicas") or () if not each.get("offline")]
+        current |= {each["name"] for each in replicas if each.get("current") and not each.get("lag")}
+        if current >= {each["name"] for each in replicas}:
+            break
+        if time.monotonic() - began > within_s:
+            return False
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, LOOK_AGAIN_MAX_S)
+    return True
 
 
 async def read_last(connection: ReadConnection, stream: str, subjects: Sequence[str]) -> list[Stored]:
@@ -114,7 +214,7 @@ async def read_last(connection: ReadConnection, stream: str, subjects: Sequence[
 
 
 async def _read_page(connection: ReadConnection, stream: str, request: dict[str, Any]) -> tuple[deque[Stored], bool]:
-    """One batched direct get (ADR-31). Returns its messages, and whether the stream holds more of them."""
+    """One batched direct get (ADR-31). Returns its messages, and whether the server that answers has more of them."""
     await connection.wait_up(ANSWER_S)
     page: deque[Stored] = deque()
     try:

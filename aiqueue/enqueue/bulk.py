@@ -84,8 +84,8 @@ class Bulk(Generic[T]):
         pending = self._pending
         taking: asyncio.Task[None] | None = None
         source: Iterator[Item] | None = None
-        self._traces = ManySent.start(self._producer.tracing)
         await self._connection.clock.ensure(self._parking.stream)  # items may have delays and deadlines
+        self._traces = ManySent.start(self._producer.tracing)
         try:
             if isinstance(items, AsyncIterable):
                 taking = asyncio.get_running_loop().create_task(self._take_async(items))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Awaitable, Callable
 
 from .. import headers, subjects
 from ..connection import Connection
@@ -17,7 +18,7 @@ from ..units import Backoff
 from .key_lanes import KeyLanes
 from .parking import scheduled_message
 from .producer import Producer
-from .take_out import copy_msg_id, find_original, note_on_its_way
+from .take_out import copy_msg_id, find_original, note_on_its_way, original_seq
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ AWAY_PAUSE_S = 0.5  # the same for a lane whose stream is missing or does not an
 REPARK_BACKOFF = Backoff(first=1, factor=2, cap=60, jitter=0.5)  # how long a job waits when it was not stored
 AWAY_WAIT_SHARE = 0.2  # of the time that a job is late: it waits no longer while its stream does not answer
 _ACK = b"+ACK"
+IsHeld = Callable[[Lane, str, int], Awaitable[bool]]  # of a job: its lane, its id, its sequence
 
 
 class Forwarder:
@@ -41,11 +43,21 @@ class Forwarder:
     workers of another service are away. A due job is acknowledged only after its lane has it.
     """
 
-    def __init__(self, connection: Connection, topology: Topology, key_lanes: KeyLanes | None = None) -> None:
-        """`key_lanes`: where jobs of limited keys go. None: to the ordinary lanes."""
+    def __init__(
+        self,
+        connection: Connection,
+        topology: Topology,
+        key_lanes: KeyLanes | None = None,
+        *,
+        is_held: IsHeld | None = None,
+    ) -> None:
+        """`key_lanes`: where jobs of limited keys go. None: to the ordinary lanes. `is_held`: whether a worker holds a
+        job that was taken out of its lane. None: nobody is asked.
+        """
         self._connection = connection
         self._topology = topology
         self._key_lanes = key_lanes
+        self._is_held = is_held
         self._stream = topology.parked_stream.name
         self._journal = Journal(connection, topology.journal_stream.name)
         self._producer = Producer(connection, topology)  # its hints tell workers that a lane has jobs
@@ -109,15 +121,18 @@ class Forwarder:
         return (lane._replace(key=token), key) if token else (lane, "")
 
     async def _is_copy(self, subject: ParkedSubject, delivery: Delivery) -> bool:
-        """Whether a due job is the copy of one that is still in its lane: who took that out has died on the way.
+        """Whether a due job is the copy of one that is still in its lane, as who took it out has died on the way; or of
+        one that a worker holds, which got it just when it was taken out.
 
-        The copy of one that is not there any more takes its place, and its journal is told.
+        Any other copy takes the place of its original, and the journal is told.
         """
         copied = delivery.message.headers
         family = self._topology.families.get(subject.lane.family)
         if headers.ORIGINAL not in copied or family is None:
             return False
         if await find_original(self._connection, family.stream, copied) is not None:
+            return True
+        if self._is_held is not None and await self._is_held(subject.lane, subject.job_id, original_seq(copied)):
             return True
         run, enqueued_at = headers.run(copied, 0, 0.0)
         await note_on_its_way(

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple, cast
 
 from .. import headers, subjects
-from ..connection import Connection, PubAck, ServerClock, Stored, block, read_headers, timestamp
+from ..connection import Connection, PubAck, ServerClock, Stored, block, is_still_stored, read_headers, timestamp
 from ..errors import BadInput, Conflict, Unavailable
 from ..subjects import Lane, ParkedSubject
 from ..topology import Topology
@@ -251,7 +251,9 @@ class Parking:
         found: list[ParkedJob | None] = []
         for is_due in (False, True):  # in this order, so that a job that becomes due meanwhile is found
             read = self._connection.read(self.stream, subjects.parked(lane, job_id, is_due=is_due))
-            found += [parse_parked_job(stored) async for stored in read]
+            parked = [each async for each in read]
+            there = [each for each in parked if await is_still_stored(self._connection, self.stream, each.seq)]
+            found += map(parse_parked_job, there)
         return [each for each in found if each is not None]
 
 

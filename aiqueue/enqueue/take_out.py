@@ -102,10 +102,14 @@ async def note_on_its_way(
             return
 
 
+def original_seq(copied: Mapping[str, str]) -> int:
+    """Return where the job was stored of which these are a copy's headers; 0: they are none's."""
+    return headers.number(copied.get(headers.ORIGINAL, "").partition("-")[2])
+
+
 async def find_original(connection: Connection, stream: str, copied: Mapping[str, str]) -> Stored | None:
     """Return the job of which these are a copy's headers, if it is still in its lane. Raises Unavailable."""
-    original = copied.get(headers.ORIGINAL, "")
-    seq = headers.number(original.partition("-")[2])
+    original, seq = copied.get(headers.ORIGINAL, ""), original_seq(copied)
     stored = await connection.get(stream, seq) if seq else None
     # a stream that was created again has other jobs under the same sequences
     if stored is None or headers.first_stored_text(stored.time, stored.seq) != original:

@@ -13,8 +13,8 @@ from . import stats
 from .children import ChildStats
 from .explanation import Explanation
 from .finding import Finding, Subject
-from .found_job import FoundJob
-from .job_filter import STATES, ListedState, ListFilter, make_filter
+from .found_job import FoundJob, state_when_parked
+from .job_filter import IN_LANES, STATES, ListedState, ListFilter, make_filter
 from .job_list import JobPage, ListedJob, list_all, list_page, read_delivered
 from .job_scan import JobScan, ListCursor, Match, Source, read_sequences
 from .limit_stats import LimitStats, LimitUse, describe_limit, read_limits, read_overrides_if_allowed
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from .metrics_exporter import MetricsExporter, Scrape
 
 __all__ = [
-    "STATES", "ChildStats", "Explanation", "FamilyStats", "Finding", "FoundJob", "Holder", "JobPage", "JobScan",
-    "JobStats", "LaneReader", "LaneStats", "LimitStats", "LimitUse", "ListCursor", "ListFilter", "ListedJob",
+    "IN_LANES", "STATES", "ChildStats", "Explanation", "FamilyStats", "Finding", "FoundJob", "Holder", "JobPage",
+    "JobScan", "JobStats", "LaneReader", "LaneStats", "LimitStats", "LimitUse", "ListCursor", "ListFilter", "ListedJob",
     "ListedOutcome", "ListedState", "Match", "MetricsExporter", "Outcome", "OutcomePage", "OutcomeState", "RunningJob",
     "ScheduleStats", "Scrape", "Source", "Subject", "TimelineEvent", "WaitingKind", "WorkerStats", "ask_holder",
     "count_schedules_if_allowed", "describe_limit", "describe_schedule", "describe_waiting", "event_of", "examine",
@@ -52,7 +52,7 @@ __all__ = [
     "list_outcomes", "list_page", "list_times", "look_up", "make_filter", "make_outcome_filter", "parse_workers",
     "pause_of", "read_delivered", "read_key_pauses", "read_limits", "read_overrides_if_allowed", "read_pauses",
     "read_pauses_if_allowed", "read_schedules", "read_sequences", "read_waiting_kinds", "read_workers", "redact_data",
-    "show_payload", "stats",
+    "show_payload", "state_when_parked", "stats",
 ]  # fmt: skip
 
 

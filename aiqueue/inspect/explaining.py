@@ -18,8 +18,8 @@ from .explanation import REMEDIES, Explanation, JobEvidence, LaneEvidence
 from .found_job import FoundJob, has_declared_lane, is_cancelled, is_written_by, lane_and_kind
 from .lane_evidence import LaneReader
 from .lookup import JobStats, describe_found, find_and_describe, find_enqueued
+from .message_counts import count_messages
 from .reasons import choose, decide, describe
-from .stats import count_messages
 from .ticks import explain_tick
 from .worker_stats import WorkerStats
 from .workers import ASK_S, Holder, ask_holder
@@ -254,14 +254,14 @@ async def _find_place(connection: Connection, lane: LaneEvidence, stored: Stored
     own = lane.lane._replace(tenant="*") if lane.family.lanes == "shared" else lane.lane
     subject = subjects.lane(*own)
     try:
-        from_here = await count_messages(connection, lane.family.stream, subject, seq=stored.seq)
+        from_here, behind = await count_messages(connection, lane.family.stream, subject, seq=stored.seq)
         if lane.consumer:
             all_waiting: int | None = lane.consumer.get("num_pending", 0)
         else:
-            all_waiting = await count_messages(connection, lane.family.stream, subject)
+            all_waiting, _ = await count_messages(connection, lane.family.stream, subject)
     except (AccessDenied, Unavailable):
         return None
-    return None if from_here is None or all_waiting is None else max(0, all_waiting - from_here)
+    return None if behind or from_here is None or all_waiting is None else max(0, all_waiting - from_here)
 
 
 async def _find_result(

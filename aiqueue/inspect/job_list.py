@@ -71,7 +71,8 @@ class JobPage:
     `cursor`: where the next page starts; "": there is none, all was looked at. `searched`: how many stored messages
     were looked at for this page, SEARCHED_MAX at most, so that a page may hold fewer jobs than asked for, and still
     have a cursor. `unreadable`: how many of them may match, but their bodies, on which that depends, cannot be read.
-    `missing`: streams that the server does not have.
+    `missing`: streams that the server does not have. `behind`: streams that a server of a cluster has answered for that
+    lacks the newest deletions: some of the jobs may have ended.
     """
 
     jobs: tuple[ListedJob, ...]
@@ -79,6 +80,7 @@ class JobPage:
     searched: int
     unreadable: int = 0
     missing: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
 
 
 async def list_page(
@@ -113,8 +115,8 @@ async def list_page(
                 next_at = scan.position._replace(seq=scan.position.seq + 1)
                 break
     jobs = await describe_jobs(connection, scan, found, payloads=payloads, redact=redact)
-    unreadable, missing = scan.unreadable, tuple(scan.missing)
-    return JobPage(tuple(jobs), str(next_at) if next_at else "", scan.searched, unreadable, missing)
+    cursor = str(next_at) if next_at else ""
+    return JobPage(tuple(jobs), cursor, scan.searched, scan.unreadable, tuple(scan.missing), tuple(scan.behind))
 
 
 async def list_all(

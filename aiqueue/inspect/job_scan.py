@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 from .. import headers, subjects
 from ..attempt import RawJob, decode_body, decode_headers_or_defaults
 from ..codec import secret_paths
-from ..connection import Connection, Stored
+from ..connection import Connection, Stored, wait_current
 from ..enqueue import DeadLetter, DeadLetters, ParkedJob, parse_parked_job
 from ..errors import BadInput, NotFound
 from ..subjects import Lane
@@ -108,12 +108,15 @@ class JobScan:
     """One pass through the sources of a filter.
 
     `searched`: how many stored messages were looked at. `unreadable`: how many of them may match, but their body, which
-    decides, cannot be read. `missing`: streams that the server does not have. `position`: where the next one is read.
+    decides, cannot be read. `missing`: streams that the server does not have. `behind`: streams of which a server has
+    answered that lacked the newest deletions: jobs that have ended may be among those that match. `position`: where the
+    next one is read.
     """
 
     def __init__(self, connection: Connection, topology: Topology, wanted: ListFilter) -> None:
         self.searched = self.unreadable = 0
         self.missing: list[str] = []
+        self.behind: list[str] = []
         self.position: ListCursor | None = None
         self.sources = list_sources(topology, wanted)
         self._connection = connection
@@ -149,6 +152,8 @@ class JobScan:
     ) -> AsyncGenerator[Match | None, None]:
         """As `read`, for one source, from the sequence `first`. Raises NotFound if its stream is missing."""
         last = SEQ_MAX if until is None else until.get(source.stream, 0)
+        if not await wait_current(self._connection, source.stream) and source.stream not in self.behind:
+            self.behind.append(source.stream)
         if self._decides_state and source.family is not None:
             low, high = await self._read_delivered(source.family)
             if "in_flight" in self._wanted.states:  # and not "queued": nothing before and behind these is in flight

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import subjects
 from ..codec import secret_paths
-from ..connection import Connection, Stored, timestamp
+from ..connection import Connection, Stored, is_still_stored, timestamp
 from ..documents import Documents
 from ..enqueue import DeadLetters, Enqueued, Filter, Parking
 from ..errors import AccessDenied, AIQueueError, BadInput, JobState, NotFound
@@ -307,7 +307,9 @@ class _Search:
         wanted = Filter(family=self._family, tenant=self._tenant, job_id=self._job_id)
         with contextlib.suppress(NotFound):
             async for letter in DeadLetters(self._connection, self._topology).find(wanted):
-                if letter.lane.family in self._topology.families:
+                if letter.lane.family in self._topology.families and await is_still_stored(
+                    self._connection, self._topology.dead_stream.name, letter.seq
+                ):
                     self._found_in(letter.lane.family, letter.lane.tenant).letter = letter  # the newest replaces others
 
     async def _read_lanes(self) -> None:
@@ -333,7 +335,7 @@ class _Search:
             pairs = [(family, self._tenant or "*") for family in self._families]
         for family, tenant in pairs:
             stored = await self._scan.find(family, tenant)
-            if stored is not None:
+            if stored is not None and await is_still_stored(self._connection, family.stream, stored.seq):
                 self._found_in(family.name, subjects.tenant_of(stored.subject)).stored = stored
 
     async def _read_delivery(self, found: FoundJob, stored: Stored) -> None:

@@ -116,7 +116,7 @@ class MetricsExporter:
 
     async def _read_queues(self, text: Exposition) -> None:
         for family in await stats.overview(self._connection, self._topology, sample_s=0):
-            if family.dead is not None:
+            if family.dead is not None and not family.partial:
                 text.add("aiqueue_jobs_dead", family.dead, family=family.family)
             if not family.missing:
                 await self._add_family(text, family)
@@ -174,10 +174,10 @@ def _by_tenant(lanes: Iterable[LaneStats]) -> dict[str, _TenantCounts]:
 
 
 def _add_counts(text: Exposition, counts: _TenantCounts, /, *, partial: bool, parked: bool, **labels: str) -> None:
-    if parked:
-        text.add("aiqueue_jobs_parked", counts.parked, **labels)
     if partial:  # too many would seem to wait: rather no number than a wrong one
         return
+    if parked:
+        text.add("aiqueue_jobs_parked", counts.parked, **labels)
     text.add("aiqueue_jobs_waiting", counts.waiting, **labels)
     text.add("aiqueue_jobs_in_flight", counts.in_flight, **labels)
     if counts.oldest_s is not None:

@@ -7,7 +7,6 @@ Each count is of its own moment: on a busy queue, counts that belong together ma
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,12 +15,13 @@ from typing import Any, NamedTuple
 from .. import subjects
 from ..connection import Connection, timestamp
 from ..enqueue import has_listeners
-from ..errors import BadInput, NotFound, Unavailable
+from ..errors import BadInput, NotFound
 from ..lanes import ActivePauses, Pause, has_line
 from ..subjects import Lane
 from ..topology import Family, Topology
 from .keys import read_keys
 from .lookup import JobStats, job
+from .message_counts import MessageCount, count_messages
 from .pauses import read_pauses_if_allowed
 from .records import read_records_if_allowed
 
@@ -48,7 +48,8 @@ class FamilyStats:
       a consumer.
     - `rate_in`, `rate_done`: jobs a second that were stored and that ended. None: not measured.
     - `size_limit_bytes`: the limit of the stream on the server. None: no limit.
-    - `partial`: a cluster has not reported all consumers, so `in_flight` may be low and `pending` high.
+    - `partial`: a cluster has not reported all consumers, so `in_flight` may be low and `pending` high; or one of its
+      servers that is behind has counted `parked` or `dead`.
     - `pauses`: of the family, and of tenants and kinds in it. Empty also if this user may not read them.
     """
 
@@ -224,19 +225,20 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
 
 
 async def _read_family(connection: Connection, topology: Topology, family: Family, sample_s: float) -> FamilyStats:
-    async def count_parked() -> int | None:
+    async def count_parked() -> MessageCount:
         if family.role != "work":
-            return None
+            return MessageCount(None)
         return await count_messages(connection, topology.parked_stream.name, _parked_filter(family))
 
     # asked at once: then the server is not idle while an answer is on its way, and 256 consumers are an answer
-    dead, parked, read = await asyncio.gather(
+    (dead, dead_behind), (parked, parked_behind), read = await asyncio.gather(
         count_messages(connection, topology.dead_stream.name, subjects.dead(family.name)),
         count_parked(),
         _read_stream(connection, family, sample_s),
     )
+    behind = dead_behind or parked_behind
     if read is None:
-        return FamilyStats(family.name, family.stream, missing=True, dead=dead, parked=parked)
+        return FamilyStats(family.name, family.stream, missing=True, dead=dead, parked=parked, partial=behind)
     first, last, counts, oldest_age_s = read
     rate_in = rate_done = None
     if last.at > first.at:
@@ -258,7 +260,7 @@ async def _read_family(connection: Connection, topology: Topology, family: Famil
         parked=parked,
         size_bytes=last.size_bytes,
         size_limit_bytes=last.size_limit_bytes,
-        partial=any(each.partial for each in counts.values()),
+        partial=behind or any(each.partial for each in counts.values()),
     )
 
 
@@ -429,21 +431,3 @@ async def _read_oldest_age(
         if lane is None or lane not in counts or stored.seq >= counts[lane].first_pending_seq:
             return max(0.0, now - stored.time)
     return None
-
-
-async def count_messages(connection: Connection, stream: str, subject_filter: str, *, seq: int = 1) -> int | None:
-    """Return how many messages match a filter, from a sequence on, None if the stream is missing.
-
-    One direct get: the answer with the first message also states how many follow it.
-    """
-    request = {"seq": seq, "batch": 1, "next_by_subj": subject_filter}
-    try:
-        answer = await connection.request(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode())
-    except Unavailable as error:
-        if "no responders" in str(error):
-            return None
-        raise
-    if answer.status is not None:
-        return 0
-    following = (answer.headers or {}).get("Nats-Num-Pending", "")
-    return 1 + (int(following) if following.isdigit() else 0)

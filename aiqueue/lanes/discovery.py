@@ -345,10 +345,10 @@ class LaneDiscovery:
 
     def _end_turn(self, pull: LanePull, removal_pays: bool, debt: float) -> None:
         """Pull no more on a lane whose turn is over, and let it stand in line. Remove its consumer, if that pays."""
-        now, hinted, served_at = time.monotonic(), not pull.remove_when_drained, (pull.turn or pull).served_at
+        now, hinted, jobs = time.monotonic(), not pull.remove_when_drained, pull.pending
+        waiting = LaneInLine(pull.key, pull.rank, pull.given_at, now, jobs, pull.weight, hinted=hinted, debt=debt)
         self._puller.end_turn(pull)
-        jobs, weight = pull.pending, pull.weight
-        self.rotation.add(LaneInLine(pull.key, pull.rank, served_at, now, jobs, weight, hinted=hinted, debt=debt))
+        self.rotation.add(waiting, first=line.may_go_first(pull, now))
         if removal_pays and pull not in self._settling and self._consumers.removes:
             self._settle(pull)
         self._changed()

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol, TypeVar
 
 from ..subjects import Lane
@@ -27,12 +28,13 @@ LEAVING_MAX = 32  # consumers that are about to be removed; each one more takes 
 NEW_PLACES = 16  # beyond these, for lanes that have come lately
 AGED_PLACES = 16  # and for lanes of each lower priority
 ROUND_S = 2.5  # in which each lane is to have its turn
-UNCONFIRMED_MAX, UNCONFIRMED_MIN = 768, 96  # acks that the server may owe while lanes stand in line
-LATE_S, LATE_WITHIN_S = 1.5, 2.0  # fewer the longer the first in line waits: all up to LATE_S, the fewest so much later
-TURNS_A_SECOND = 700  # more are not to be had, so that where very many wait, they have to wait for longer
+TURN_MIN = 1.0  # jobs of a turn of weight 1: with fewer, lanes of all weights would be given one
+OWED_MAX, OWED_MIN = 768, 96  # acks that the server may owe while lanes stand in line
+LATE_S, LATE_WITHIN_S = 1.2, 1.6  # fewer the longer the first in line waits: all up to LATE_S, the fewest so much later
+TURNS_A_SECOND = 850  # more are not to be had, so that where very many wait, they have to wait for longer
 DEEP_S = 15.0  # a backlog that takes longer than this
 FINISH_TURNS = 2.0  # a lane with at most so many turns' jobs left stays until it is empty
-UNSERVED_S = 2.0  # a lane that was given no job for so long, while others were, gives up its place
+UNSERVED_S = 2.0  # a lane of which no job could be asked for in so long gives up its place
 LOWER_S = 0.05  # the same for a lane of a lower priority that was given one in its turn
 REMOVAL_PAYS = 6_000  # jobs of a turn times lanes: from here on, removing a consumer costs less than it saves
 
@@ -61,7 +63,8 @@ class Placed(Protocol):
     """What a decision needs of a lane with a place; `delivery.LanePull`.
 
     `turn_at`: when its turn began, `given_at`: when it was last given a job, monotonic seconds. `turn_jobs`: jobs that
-    it was given in its turn, `owed`: and beyond its last one, both divided by its weight.
+    it was given in its turn, `owed`: and beyond its last one, both divided by its weight. `wanted`: how many more
+    of its jobs may be asked for.
     """
 
     rank: int
@@ -76,34 +79,41 @@ class Placed(Protocol):
     @property
     def given_at(self) -> float: ...
 
+    @property
+    def wanted(self) -> int: ...
+
 
 def turn_length(lanes: int, weight: float, rate: float) -> float:
     """Return how many jobs a lane of weight 1 is given in a turn, where `lanes` lanes want a place or have one, of this
     weight on average, and `rate` jobs a second are started in all. Not the weight of those with a place only: a turn
-    would be the longer the lighter they happen to be.
+    would be the longer the lighter they happen to be. At least TURN_MIN: if so few are started, a round takes longer.
     """
-    return ROUND_S * rate / max(1, lanes) / weight
+    return max(TURN_MIN, ROUND_S * rate / max(1, lanes) / weight)
 
 
-def debt(turn_jobs: float, length: float) -> float:
+def debt(turn_jobs: float, owed: float, length: float) -> float:
     """Return what a lane owes of its next turn: jobs are given some at a time, and a turn ends when another one begins,
-    so that light lanes would be given more than their due. At most one turn.
+    so that light lanes would be given more than their due. `owed`: what it owed of this one. At most one turn.
     """
-    return min(max(0.0, turn_jobs - length), length)
+    return min(max(0.0, turn_jobs + owed - length), length)
 
 
-def unconfirmed_max(lanes: int, longest_wait: float, backlog_s: float) -> int:
+def unconfirmed_max(lanes: int, longest_wait: float, backlog_s: float, *, is_first_round: bool = False) -> int:
     """Return how many acks the server may owe where `lanes` lanes want a place or have one, and those in line hold jobs
-    for `backlog_s` seconds, the first of them without a job for `longest_wait` seconds.
+    for `backlog_s` seconds, the first of them without a job for `longest_wait` seconds. `is_first_round`: it has had no
+    turn yet.
 
     The more the server owes, the longer it takes to create and remove consumers, so the later the next turns begin. So
-    they are fewer where lanes wait for longer than a round should take, and would do so more than once.
+    they are fewer where lanes wait for longer than a round should take, and would do so more than once. In the first
+    round the server also loads the stream's blocks and creates all consumers, so that it is late from the beginning.
     """
     if backlog_s < DEEP_S:
-        return UNCONFIRMED_MAX
+        return OWED_MAX
+    if is_first_round:
+        return OWED_MIN
     late_s = max(LATE_S, lanes / TURNS_A_SECOND)
     part = 1.0 - (longest_wait - late_s) / LATE_WITHIN_S
-    return round(UNCONFIRMED_MIN + min(1.0, max(0.0, part)) * (UNCONFIRMED_MAX - UNCONFIRMED_MIN))
+    return round(OWED_MIN + min(1.0, max(0.0, part)) * (OWED_MAX - OWED_MIN))
 
 
 def removal_pays(jobs: float, lanes: int) -> bool:
@@ -123,12 +133,15 @@ def choose_leaving(placed: Collection[P], line: Line, length: float, now: float)
     the lanes that follow have theirs, so that a worker that waits for the server goes on with those that it has.
 
     1. It has a lower priority than another one with a place, and was given no second job.
-    2. More than LIVE_MAX have places, apart from AGED_PLACES for lower priorities. Lower priorities go first, then
-       those whose turn has been over for longest. One that is nearly empty stays.
+    2. More than LIVE_MAX have places, apart from AGED_PLACES for each lower priority. Lower priorities go first if a
+       higher one waits, then those whose turn has been over for longest. One that is nearly empty stays.
+
+    Those that were given a job last come last.
     """
     highest = min((lane.rank for lane in placed), default=0)
     best = line.highest_rank()
     crowded = len(placed) > FEW_LANES
+    aged_places = _count_aged_places((lane.rank for lane in placed), highest)
     leaving: list[P] = []
     over: list[P] = []
     lower: list[P] = []
@@ -137,23 +150,41 @@ def choose_leaving(placed: Collection[P], line: Line, length: float, now: float)
             continue
         if lane.rank > highest and lane.turn_jobs > 0 and now - lane.given_at >= LOWER_S:
             leaving.append(lane)
-        elif lane.rank > highest:
+        elif lane.rank > highest and (crowded or (best is not None and best < lane.rank)):
             lower.append(lane)
         elif _turn_is_over(lane, length, now):
             over.append(lane)
-    excess = len(placed) - len(leaving) - LIVE_MAX - min(len(lower), AGED_PLACES)
+    excess = len(placed) - len(leaving) - LIVE_MAX - aged_places
     if excess > 0:
-        lower.sort(key=lambda lane: (lane.rank, -lane.turn_jobs))
+        lower.sort(key=lambda lane: (lane.rank, lane.turn_jobs, lane.given_at))
         over.sort(key=lambda lane: lane.turn_jobs)
-        leaving += [*over, *lower[AGED_PLACES:]][-excess:]
+        beyond = [each for _, rank in groupby(lower, lambda lane: lane.rank) for each in [*rank][AGED_PLACES:]]
+        leaving += [*over, *beyond][-excess:]
     return leaving
 
 
+def _count_aged_places(ranks: Iterable[int], highest: int) -> int:
+    """Return how many places of these ranks are those that lower priorities have of their own."""
+    return sum(min(AGED_PLACES, lanes) for lanes in Counter(rank for rank in ranks if rank > highest).values())
+
+
+def may_go_first(lane: Placed, now: float) -> bool:
+    """Return whether a lane that gives up its place goes to the front of the line: it had to before it was given a job,
+    and not because it has had its place in vain.
+    """
+    return lane.turn_jobs <= 0 and not _is_in_vain(lane, now)
+
+
+def _is_in_vain(lane: Placed, now: float) -> bool:
+    """Whether none of a lane's jobs can be asked for. One that waits for a slot keeps its place, however long."""
+    return lane.wanted <= 0 and now - lane.turn_at >= UNSERVED_S
+
+
 def _turn_is_over(lane: Placed, length: float, now: float) -> bool:
-    """Whether a lane was given the jobs of its turn, and is not nearly empty; or none for long, while others were."""
+    """Whether a lane was given the jobs of its turn, and is not nearly empty; or has its place in vain."""
     jobs = lane.turn_jobs
     if jobs <= 0:
-        return length > 0 and now - lane.turn_at >= UNSERVED_S
+        return _is_in_vain(lane, now)
     if jobs + lane.owed < length:
         return False
     is_nearly_empty = lane.pending <= FINISH_TURNS * length * lane.weight
@@ -184,12 +215,15 @@ class Line:
         self.jobs += jobs - waiting.jobs
         waiting.jobs, waiting.reported_at = jobs, now
 
-    def add(self, waiting: LaneInLine) -> None:
-        """Let a lane wait at the end of the line."""
+    def add(self, waiting: LaneInLine, *, first: bool = False) -> None:
+        """Let a lane wait at the end of the line, or at its front."""
         self._lanes[waiting.lane] = waiting
         self.weights += waiting.weight
         self.jobs += waiting.jobs
-        self._queues.setdefault((waiting.rank, waiting.is_new), OrderedDict())[waiting.lane] = waiting
+        queue = self._queues.setdefault((waiting.rank, waiting.is_new), OrderedDict())
+        queue[waiting.lane] = waiting
+        if first:
+            queue.move_to_end(waiting.lane, last=False)
 
     def discard(self, lane: Lane) -> None:
         """A lane waits no more."""
@@ -220,7 +254,7 @@ class Line:
         taken: list[LaneInLine] = []
         skipped: list[LaneInLine] = []
         highest = min([*ranks, *(rank for rank, _ in self._queues)], default=0)
-        lanes = len(ranks) - min(AGED_PLACES, sum(rank > highest for rank in ranks))
+        lanes = len(ranks) - _count_aged_places(ranks, highest)
 
         def take(rank: int, *, is_new: bool) -> bool:
             queue = self._queues.get((rank, is_new), OrderedDict())
@@ -243,8 +277,7 @@ class Line:
                 self._new_is_next = False
         self._take_aged([*ranks, *(each.rank for each in taken)], now, taken, skip)
         for waiting in reversed(skipped):
-            self.add(waiting)
-            self._queues[waiting.rank, waiting.is_new].move_to_end(waiting.lane, last=False)
+            self.add(waiting, first=True)
         return taken
 
     def _take_aged(self, ranks: Iterable[int], now: float, taken: list[LaneInLine], skip: Container[Lane]) -> None:

@@ -82,7 +82,8 @@ class PauseWatch:
         noticed = self._watch.take_noticed()
         stream = self._pauses.stream
         try:
-            found = {each.subject: each.seq async for each in self._connection.read(stream, self._pauses.filter)}
+            read = self._connection.read(stream, self._pauses.filter, confirmed=False)
+            found = {each.subject: each.seq async for each in read}
             known = {subject: seq for subject, (seq, _) in self._known.items()}
             differing = noticed | {each for each in found.keys() | known.keys() if found.get(each) != known.get(each)}
             for subject in differing:

@@ -12,13 +12,14 @@ from . import line
 from .ack_window import UNCONFIRMED_MAX
 from .delivery import LanePull
 from .line import LaneInLine, Line
-from .puller import Puller
+from .puller import STEP_MAX, Puller
 
 log = logging.getLogger(__name__)
 
 STEP_S = 0.01
 LEAVING_S = 0.4  # between two tries to remove a consumer: kept for longer than it takes the server to see an ack
 RATE_OVER_S = 0.5  # how far back the rate of jobs is measured
+START_S = 0.5  # lanes that came up to so long after the rotation began belong to its first round
 
 
 class Rotation:
@@ -50,7 +51,7 @@ class Rotation:
         self.line = Line()
         self._task: asyncio.Task[None] | None = None
         self._step_scheduled = False
-        self._rate = _Rate()
+        self._rate, self._started_at = _Rate(), 0.0
 
     @property
     def is_full(self) -> bool:
@@ -60,9 +61,9 @@ class Rotation:
             return bool(self.line)
         return sum(lane.may_wait for lane in busy) + opening >= line.FEW_LANES
 
-    def add(self, waiting: LaneInLine) -> None:
-        """Let a lane stand in line."""
-        self.line.add(waiting)
+    def add(self, waiting: LaneInLine, *, first: bool = False) -> None:
+        """Let a lane stand in line, at its end or its front."""
+        self.line.add(waiting, first=first)
         self.start()
         if waiting.is_new and not self._step_scheduled:
             self._step_scheduled = True
@@ -71,7 +72,7 @@ class Rotation:
     def start(self) -> None:
         """Rotate from now on, if that is not going on already, until no lane stands in line."""
         if self._task is None and self.is_full:
-            self._rate = _Rate()
+            self._rate, self._started_at = _Rate(), time.monotonic()
             self._task = asyncio.create_task(self._rotate())
 
     async def stop(self) -> None:
@@ -85,7 +86,7 @@ class Rotation:
         while self.is_full:
             await asyncio.sleep(STEP_S)
             self._step_now()
-        self._puller.acks.unconfirmed_max = UNCONFIRMED_MAX
+        self._puller.acks.unconfirmed_max, self._puller.step_max = UNCONFIRMED_MAX, STEP_MAX
         self._task = None
 
     def _step_now(self) -> None:
@@ -104,14 +105,16 @@ class Rotation:
         counted = len(placed) + len(self.line)
         length = line.turn_length(wanting, weights / counted if counted else 1.0, rate)
         if len(placed) > line.LIVE_MAX or self.line:
-            for lane in line.choose_leaving(placed, self.line, length, now):
+            for lane in reversed(line.choose_leaving(placed, self.line, length, now)):  # the last is the first in line
                 pays = line.removal_pays(lane.turn_jobs * lane.weight, wanting)
-                self._leave(lane, pays, line.debt(lane.turn_jobs, length))
+                self._leave(lane, pays, line.debt(lane.turn_jobs, lane.owed, length))
         acks = self._puller.acks
-        acks.unconfirmed_max = UNCONFIRMED_MAX
+        acks.unconfirmed_max, self._puller.step_max = UNCONFIRMED_MAX, STEP_MAX
         if self.line:
+            self._puller.step_max = min(STEP_MAX, max(1, round(length)))
+            wait = self.line.longest_wait(now)
             acks.unconfirmed_max = line.unconfirmed_max(
-                wanting, self.line.longest_wait(now), self.line.jobs / max(rate, 1.0)
+                wanting, wait, self.line.jobs / max(rate, 1.0), is_first_round=now - wait <= self._started_at + START_S
             )
             ranks = [*(lane.rank for lane in placed if not lane.in_line), *self._opening.values()]
             for waiting in self.line.take(ranks, now, leaving=self._count_leaving(), skip=self._removing):

@@ -174,13 +174,17 @@ class Flusher:
 
     def _collect(self) -> None:
         for (family, tenant, kind), counts in self._take().items():
-            self._kinds.setdefault((family, kind), Counts()).add(counts)
+            if (family, kind) not in self._kinds:
+                self._kinds[family, kind] = Counts()
+            self._kinds[family, kind].add(counts)
             if (family, tenant) not in self._known:
                 if len(self._known) < TENANTS_MAX and subjects.TOKEN.fullmatch(tenant):
                     self._known.add((family, tenant))
                 else:
                     tenant = OTHER  # noqa: PLW2901
-            self._tenants.setdefault((family, tenant), Counts()).add(counts)
+            if (family, tenant) not in self._tenants:
+                self._tenants[family, tenant] = Counts()
+            self._tenants[family, tenant].add(counts, buckets=False)
 
     def _seal(self, *, last: bool) -> None:
         """Make flushes of what was counted. It counts for the time in the middle of the last EVERY_S."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 import time
 from functools import lru_cache
+from sys import intern
 from typing import Literal, NamedTuple, get_args
 
 METRICS = "ai.metrics"
@@ -45,7 +46,10 @@ def parse_metric(subject: str) -> MetricKey | None:
     if at is None:
         return None
     first, second, name, what = tokens[-4:]
-    return MetricKey(level, at, f"{first}.{second}", name.replace("/", "."), what)  # type: ignore[arg-type]
+    # a million counters have few names: each name is kept once
+    names = map(intern, (level, f"{first}.{second}", name.replace("/", "."), what))
+    level, family, name, what = names
+    return MetricKey(level, at, family, name, what)  # type: ignore[arg-type]
 
 
 def metric_filter(level: Level, family: str = "*.*") -> str:

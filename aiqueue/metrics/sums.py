@@ -13,6 +13,7 @@ BUCKETS = 64  # by the power of two above a time; those of times below a second 
 HIGHEST = BUCKETS // 2 - 1
 LONGEST = 2.0**HIGHEST  # 68 years: anything longer counts as that
 _TIMES = ("run", "wait")
+_EXPONENTS = {str(exponent): exponent for exponent in range(HIGHEST - BUCKETS + 1, HIGHEST + 1)}  # of buckets
 
 
 class Counts:
@@ -38,16 +39,19 @@ class Counts:
         self.wait_s += max(0.0, time_s)
         self.waits[bucket_of(time_s)] += 1
 
-    def add(self, other: Counts) -> None:
-        """Add the counters of `other`."""
+    def add(self, other: Counts, *, buckets: bool = True) -> None:
+        """Add the counters of `other`, its buckets too if they are wanted."""
         self.done += other.done
         self.retried += other.retried
         self.dead += other.dead
         self.cancelled += other.cancelled
         self.run_s += other.run_s
         self.wait_s += other.wait_s
-        self.runs = [a + b for a, b in zip(self.runs, other.runs, strict=True)]
-        self.waits = [a + b for a, b in zip(self.waits, other.waits, strict=True)]
+        if buckets:
+            for own, added in ((self.runs, other.runs), (self.waits, other.waits)):
+                for at, count in enumerate(added):
+                    if count:
+                        own[at] += count
 
     def increments(self, *, buckets: bool = True) -> dict[str, int]:
         """Return what is not zero, by the name that it has in a subject. Times are in microseconds."""
@@ -66,7 +70,7 @@ def bucket_of(time_s: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class JobSums:
-    """JobSums over jobs of a time.
+    """Sums over jobs of a time.
 
     - `done`: attempts that ended well. `retried`: attempts that failed, and whose job is to be tried again. `dead`:
       jobs that became dead letters. `cancelled`: attempts that were cancelled while they ran.
@@ -103,14 +107,14 @@ class JobSums:
 
     @classmethod
     def of(cls, counters: Mapping[str, int]) -> Self:
-        """Return the sums of counters, by the names of `Counts.increments`. Unknown names, of a later version, are left
-        out.
+        """Return the sums of counters, by the names of `Counts.increments`. Unknown names, of a later version or of
+        nobody knows whom, are left out.
         """
         times: dict[str, dict[int, int]] = {name: {} for name in _TIMES}
         for name, value in counters.items():
             kind, colon, exponent = name.partition(":")
-            if colon and kind in times and exponent.removeprefix("-").isdecimal():
-                times[kind][int(exponent)] = value
+            if colon and kind in times and (found := _EXPONENTS.get(exponent)) is not None:
+                times[kind][found] = value
         outcomes = {name: counters.get(name, 0) for name in OUTCOMES}
         run_s, wait_s = counters.get("run_us", 0) / 1e6, counters.get("wait_us", 0) / 1e6
         return cls(**outcomes, run_s=run_s, wait_s=wait_s, runs=times["run"], waits=times["wait"])

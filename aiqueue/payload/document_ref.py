@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Annotated, Any, ForwardRef, Generic, NamedTuple, TypeVar, get_args
+from typing import IO, Annotated, Any, ForwardRef, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import pydantic
 
@@ -217,12 +217,16 @@ def may_contain_documents(annotation: object, _seen: frozenset[object] = frozens
     """Return whether values of this type may contain a Document, as far as its annotations show."""
     if annotation is Document or isinstance(annotation, str | ForwardRef):
         return True
-    if annotation in _seen:
-        return False
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        if annotation in _seen:
+            return False
         seen = _seen | {annotation}
         return any(may_contain_documents(field.annotation, seen) for field in annotation.model_fields.values())
-    return any(may_contain_documents(each, _seen) for each in get_args(annotation))
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return False
+    # what else Annotated has is no type, and may be anything
+    return any(may_contain_documents(each, _seen) for each in (arguments[:1] if origin is Annotated else arguments))
 
 
 def find_documents(value: object) -> Iterator[Document]:

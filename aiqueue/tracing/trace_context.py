@@ -9,6 +9,11 @@ TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
 TRACESTATE_MAX: Final = 512  # characters: a longer one is dropped, as the recommendation allows
 _FORM = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.{0,400})?")
+_VALUE: Final = r"[ !-+\--<>-~]{0,255}[!-+\--<>-~]"
+_MEMBER: Final = re.compile(
+    rf"(?P<key>[a-z][a-z0-9_*/-]{{0,255}}|[a-z0-9][a-z0-9_*/-]{{0,240}}@[a-z][a-z0-9_*/-]{{0,13}})={_VALUE}"
+)
+_MEMBERS_MAX: Final = 32
 _IS_SET: Final = frozenset("13579bdf")  # the last digit of flags whose lowest bit, "sampled", is set
 _IN_BLOCK: Final = re.compile(rb"\r\ntraceparent:", re.IGNORECASE)
 
@@ -38,11 +43,23 @@ def read_parent(traceparent: str) -> Parent | None:
     return parent if parent.trace_id and parent.span_id else None
 
 
+def read_tracestate(tracestate: str) -> str:
+    """Return a `tracestate` as it is; "" for one that is too long or malformed, which the recommendation drops whole.
+
+    Any publisher may write one. OpenTelemetry's parser logs all of a malformed one, however long.
+    """
+    if not tracestate or len(tracestate) > TRACESTATE_MAX:
+        return ""
+    found = [_MEMBER.fullmatch(each) for member in tracestate.split(",") if (each := member.strip(" \t"))]
+    keys = {each["key"] for each in found if each is not None}
+    return tracestate if len(keys) == len(found) <= _MEMBERS_MAX else ""
+
+
 def trace_headers(parent: Parent, tracestate: str = "") -> dict[str, str]:
     """Return the headers that continue a trace."""
     found = {TRACEPARENT: f"00-{parent.trace_id:032x}-{parent.span_id:016x}-{parent.flags & 0xFF:02x}"}
-    if tracestate and len(tracestate) <= TRACESTATE_MAX and tracestate.isascii() and tracestate.isprintable():
-        found[TRACESTATE] = tracestate
+    if state := read_tracestate(tracestate):
+        found[TRACESTATE] = state
     return found
 
 

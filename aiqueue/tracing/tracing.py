@@ -14,7 +14,17 @@ from typing import Any, Final, Protocol, Self
 
 from ..headers import find
 from . import names
-from .trace_context import TRACEPARENT, TRACESTATE, Parent, has_trace, is_sampled, read_parent, trace_headers
+from .attribute_values import bounded, bounded_all
+from .trace_context import (
+    TRACEPARENT,
+    TRACESTATE,
+    Parent,
+    has_trace,
+    is_sampled,
+    read_parent,
+    read_tracestate,
+    trace_headers,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +47,8 @@ def running_tracing() -> Tracing | None:
 class OpenSpan:
     """A span that has begun. As a context manager it is the current span of what is within, and ends with that.
 
-    An Exception that leaves it makes it a failed span, with the class of the error. Its text is left out: it may repeat
-    what is secret in a message. Nothing here raises.
+    An error that leaves it makes it a failed span, with the class of the error; being cancelled, or waiting for
+    children, is none. Its text is left out: it may repeat what is secret in a message. Nothing here raises.
     """
 
     def __init__(self, tracing: Tracing, span: Any) -> None:
@@ -51,12 +61,17 @@ class OpenSpan:
 
     @property
     def is_recording(self) -> bool:
-        return bool(self._span.is_recording())
+        """Whether the span is kept: a sampler of the program's own may have decided otherwise."""
+        try:
+            return bool(self._span.is_recording())
+        except Exception as error:  # noqa: BLE001  (the provider is not ours)
+            self._tracing.log_fault(error)
+            return False
 
     def set(self, name: str, value: Any) -> None:
         """Set an attribute, at the span's end. None is left out."""
         if value is not None:
-            self._late[name] = value
+            self._late[name] = bounded(value)
 
     def rename(self, name: str) -> None:
         """Give it another name."""
@@ -70,7 +85,7 @@ class OpenSpan:
 
     def end(self, error: BaseException | None = None) -> None:
         """End the span, which has failed if there is an error."""
-        if isinstance(error, Exception) and not self._has_failed:
+        if isinstance(error, Exception | SystemExit | KeyboardInterrupt) and not self._has_failed:
             self.fail(type(error).__name__)
         if self._late:
             self._tracing.guard(self._span.set_attributes, self._late)
@@ -239,11 +254,11 @@ class Tracing:
             kind = self._trace.SpanKind.CLIENT if operation == names.REQUEST else self._trace.SpanKind.PRODUCER
             attributes = _messaging(operation, names.SEND, destination, tenant)
             if message_id:
-                attributes[names.MESSAGE_ID] = message_id
+                attributes[names.MESSAGE_ID] = bounded(message_id)
             span = self._tracer.start_span(f"{operation} {destination}".strip(), kind=kind, attributes=attributes)
             return Sending(self._headers_of(span.get_span_context()), OpenSpan(self, span))
         except Exception as error:  # noqa: BLE001  (the provider is not ours, and no message is refused because of it)
-            self._log_fault(error)
+            self.log_fault(error)
             return None
 
     def start_many(self, of: HasHeaders | None) -> Sending | None:
@@ -275,16 +290,16 @@ class Tracing:
             with self._ids.using(trace_id):
                 span = self._tracer.start_span(
                     f"{names.PROCESS} {destination}", context=context, kind=self._trace.SpanKind.CONSUMER,
-                    attributes={**_messaging(names.PROCESS, names.PROCESS, destination, tenant), **(attributes or {})},
+                    attributes=_messaging(names.PROCESS, names.PROCESS, destination, tenant) | bounded_all(attributes),
                 )  # fmt: skip
             return OpenSpan(self, span)
         except Exception as error:  # noqa: BLE001  (as above)
-            self._log_fault(error)
+            self.log_fault(error)
             return None
 
     def _remote(self, parent: Parent, tracestate: str) -> Any:
         api = self._trace
-        state = api.TraceState.from_header([tracestate]) if tracestate else None
+        state = api.TraceState.from_header([known]) if (known := read_tracestate(tracestate)) else None
         flags = api.TraceFlags(parent.flags)
         context = api.SpanContext(parent.trace_id, parent.span_id, is_remote=True, trace_flags=flags, trace_state=state)
         return api.NonRecordingSpan(context)
@@ -297,9 +312,9 @@ class Tracing:
         """Start a span below the current one. `is_call`: of another service. None: the provider has failed."""
         kind = self._trace.SpanKind.CLIENT if is_call else self._trace.SpanKind.INTERNAL
         try:
-            return OpenSpan(self, self._tracer.start_span(name, kind=kind, attributes=attributes))
+            return OpenSpan(self, self._tracer.start_span(name, kind=kind, attributes=bounded_all(attributes)))
         except Exception as error:  # noqa: BLE001  (as above)
-            self._log_fault(error)
+            self.log_fault(error)
             return None
 
     # -- the provider
@@ -326,9 +341,10 @@ class Tracing:
         try:
             call(*args)
         except Exception as error:  # noqa: BLE001  (the provider is not ours, and no job fails because of it)
-            self._log_fault(error)
+            self.log_fault(error)
 
-    def _log_fault(self, error: Exception) -> None:
+    def log_fault(self, error: Exception) -> None:
+        """Log what the provider has raised, once."""
         if not self._has_failed:
             log.warning("the provider of tracers has failed, so that spans are missing", exc_info=error)
         self._has_failed = True

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 
 from ..client import Client
 from ..enqueue import Forwarder
+from ..errors import AccessDenied, NotFound
+from ..inspect import ask_holder, read_workers
 from ..schedules import Declared, Declarer, Ticker
+from ..subjects import Lane
 
 LATE_S = 0.1
+HOLDER_S = 1.0  # how long the workers may take to say that they hold a job; below the lease of a due job
 
 
 class TimedWork:
@@ -17,7 +22,7 @@ class TimedWork:
 
     def __init__(self, client: Client, declared: Declared) -> None:
         connection, topology, key_lanes = client.connection, client.topology, client.key_lanes
-        self._forwarder = Forwarder(connection, topology, key_lanes)
+        self._forwarder = Forwarder(connection, topology, key_lanes, is_held=partial(is_held, client))
         self._ticker = Ticker(
             connection, topology, key_lanes, owner=declared.owner, makers=declared.makers,
             make_headers=client.make_headers,
@@ -60,3 +65,22 @@ class TimedWork:
         await self._declarer.stop()
         await self._ticker.stop()
         await self._forwarder.stop()
+
+
+async def is_held(client: Client, lane: Lane, job_id: str, seq: int) -> bool:
+    """Return whether a worker holds the job of this sequence: it says so, or its record does, as of one whose event
+    loop is blocked. False if this worker may not ask.
+    """
+    connection = client.connection
+    connection.optional += 1
+    try:
+        holder = await ask_holder(connection, lane.family, lane.tenant, job_id, within_s=HOLDER_S)
+        if holder is not None:
+            return holder.seq == seq or holder.state == "result"  # of a result, only the job is said
+        workers = await read_workers(connection, client.topology, family=lane.family, with_pauses=False)
+    except (AccessDenied, NotFound):
+        return False
+    finally:
+        connection.optional -= 1
+    running = [(job.tenant, job.seq) for each in workers for job in each.jobs if job.family == lane.family]
+    return (lane.tenant, seq) in running

@@ -55,10 +55,7 @@ class TracedRunner(Runner):
     def run_delivery(self, delivery: Delivery) -> Coroutine[Any, Any, None]:
         """See `Runner.run_delivery`."""
         plain = delivery.plain
-        if plain is None:
-            if not self._is_traced(delivery):
-                return self._run_untraced(delivery)
-        else:
+        if plain is not None:
             block = delivery.message.block or b""
             at = block.rfind(_IN_BLOCK)
             if at < 0:
@@ -67,13 +64,15 @@ class TracedRunner(Runner):
                 return self._run_traced(delivery, "", "", plain)
             if block[at + _FLAGS_AT] not in _IS_SET:
                 return self._run_untraced(delivery)
+        if not self._is_traced(delivery):
+            return self._run_untraced(delivery)
         fields = delivery.message.headers
         return self._run_traced(
             delivery, headers.find(fields, TRACEPARENT) or "", headers.find(fields, TRACESTATE) or "", plain
         )
 
     def _is_traced(self, delivery: Delivery) -> bool:
-        """Return whether the attempt at a job that is not plain is traced."""
+        """Return whether the attempt is traced: by its headers, and without any trace in them by its job's id."""
         traceparent = headers.find(delivery.message.headers, TRACEPARENT)
         if traceparent is not None and read_parent(traceparent) is not None:
             return is_sampled(traceparent)

@@ -137,9 +137,14 @@ def _met(run: Run, faults: Sequence[Fault], settling_s: float) -> bool:
     for fault in faults:
         if fault.victim and fault.victim != run.pid:
             continue
-        if run.start <= (fault.until or fault.at) and fault.at <= end:
+        if _ended_it(run, fault) or (run.start <= (fault.until or fault.at) and fault.at <= end):
             return True
     return False
+
+
+def _ended_it(run: Run, fault: Fault) -> bool:
+    """Whether a kill ended a run of its victim: also one that began between the note of the kill and the kill."""
+    return fault.kind == "worker-kill" and fault.victim == run.pid and run.end is None
 
 
 def _in_flight(run: Run, fault: Fault) -> bool:
@@ -148,6 +153,8 @@ def _in_flight(run: Run, fault: Fault) -> bool:
     """
     if fault.victim and fault.victim != run.pid:
         return False
+    if _ended_it(run, fault):
+        return True
     last = fault.until if fault.until and fault.kind in ALL_AWAY else fault.at
     return run.start <= last and (run.end is None or fault.at <= run.end + SETTLING_S)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 
 class Assistant:
@@ -13,12 +14,12 @@ class Assistant:
         self.model = model
 
     def ask(self, question: str, words: int = 3) -> str:
-        messages = [{"role": "user", "content": question}]
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": question}]
         answer = self.ai.chat.completions.create(model=self.model, messages=messages, max_tokens=words)
         return answer.choices[0].message.content or ""
 
     def ask_aloud(self, question: str, words: int = 3) -> Iterator[str]:
-        messages = [{"role": "user", "content": question}]
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": question}]
         answer = self.ai.chat.completions.create(model=self.model, messages=messages, max_tokens=words, stream=True)
         for chunk in answer:
             if chunk.choices and chunk.choices[0].delta.content:

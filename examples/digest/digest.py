@@ -1,4 +1,7 @@
-"""A reading service: a digest of feeds for each reader. Moved from arq (docs/guides/from-arq-and-taskiq.md)."""
+"""A reading service: a digest of feeds for each reader, every morning.
+
+Moved from arq (docs/guides/from-arq-and-taskiq.md).
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -86,6 +86,15 @@ def test_a_repeated_run_needs_a_fault_that_met_the_earlier_one() -> None:
     assert judged(twice, journals=journals, faults=[server]).sound
 
 
+def test_a_run_that_began_while_its_worker_was_being_killed_was_in_flight() -> None:
+    killed = Fault("worker-kill", 10.0, victim=7, what="worker 7")
+    journals = {1: [Word("result", 5, "8-1")]}
+    second = Run(1, "8-1", 15.0, 15.1, 15.2)
+    verdict = judged([Run(1, "7-1", 10.0005, None, None), second], journals=journals, faults=[killed])
+    assert (verdict.unexplained, verdict.in_flight) == ([], 1)
+    assert judged([Run(1, "9-1", 10.0005, None, None), second], journals=journals, faults=[killed]).unexplained == [1]
+
+
 def test_what_is_left_in_the_stream_is_told() -> None:
     assert not judged(left=1).sound
 

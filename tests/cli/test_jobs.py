@@ -162,6 +162,10 @@ ACTS: list[tuple[list[str], str, int | None]] = [
     (["jobs", "purge", "--tenant", "{tenant}", "--yes"], "jobs.purge", 0),
     (["jobs", "run-now", "--tenant", "{tenant}", "--yes"], "jobs.run_now", 0),
     (["jobs", "move", "low", "--tenant", "{tenant}", "--yes"], "jobs.move", 0),
+    (["inbox", "send", "planner", "note", '{{"text": "a secret"}}', "--tenant", "{tenant}"], "inbox.send", 1),
+    (["inbox", "send", "-", "note", "--tenant", "{tenant}"], "inbox.send", 0),
+    (["documents", "put", __file__, "--tenant", "{tenant}"], "documents.put", 1),
+    (["gateway", "usage", "--rebuild", "--tenant", "{tenant}"], "gateway.usage.rebuild", 1),
 ]
 
 
@@ -181,11 +185,20 @@ def test_every_act_of_an_operator_has_a_line_in_the_audit(cli: Cli, tenant: str)
         assert each["nats_user"] == os.environ["AIQUEUE_USER"]
         assert each["host"]
         assert each["ended_at"] is not None
+    assert "a secret" not in json.dumps(lines)
     failed = next(each for each in ours if each["count"] is None)
     assert failed["error"].startswith("NotFound: there is no dead letter 999999999")
     assert next(each for each in ours if each["act"] == "pause")["target"] == {
         "family": "agent.tasks", "tenant": tenant, "reason": "why",
     }  # fmt: skip
+
+
+def test_the_collection_of_documents_has_a_line_with_what_was_deleted(cli: Cli) -> None:
+    assert cli("documents", "collect", "--grace", "1h").exit_code == 0
+    line = json.loads(cli("audit", "--json", "--act", "documents.collect").stdout)[-1]
+    assert line["target"] == {"grace": "1h"}
+    assert line["count"] == 0
+    assert line["details"] == {"size_bytes": 0, "uploads": 0, "holds": 0}
 
 
 def test_the_audit_is_shown_for_people_and_by_act(cli: Cli, tenant: str) -> None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +20,7 @@ from aiqueue.cli import metrics_server
 from aiqueue.cli.app import app
 from aiqueue.cli.metrics_server import MetricsServer
 from aiqueue.errors import BadInput
-from aiqueue.inspect import MetricsExporter
+from aiqueue.inspect import MetricsExporter, metrics_exporter
 
 from ..metrics.test_exposition import samples
 from ..support import Account, create_streams, eventually
@@ -130,6 +135,55 @@ async def test_who_sends_nothing_is_sent_away_and_too_many_are_refused(
     assert [status for status, *_ in await asyncio.gather(*silent)] == [408, 408]
     await eventually(lambda: not server._connections)
     assert (await send(port, b"GET /healthz HTTP/1.1\r\n\r\n"))[0] == 200
+
+
+async def test_who_takes_nothing_of_an_answer_is_left(
+    port: int, server: MetricsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_server, "REQUEST_S", 0.5)
+    length = 60_000  # more than the two sockets take here, and less than a transport gathers by itself
+
+    async def scrape() -> Any:
+        return metrics_exporter.Scrape("x" * length, {})
+
+    monkeypatch.setattr(server._exporter, "scrape", scrape)
+    assert server._server is not None
+    server._server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        slow.connect(("127.0.0.1", port))
+        slow.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        await eventually(lambda: server._connections)
+        await eventually(lambda: not server._connections)
+        slow.settimeout(20)
+        taken = 0
+        with contextlib.suppress(ConnectionError):
+            while data := await asyncio.to_thread(slow.recv, 65_536):
+                taken += len(data)
+    assert taken < length
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_amid_a_request(cli: Any, number: signal.Signals) -> None:
+    declare()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aiqueue", "metrics", "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        found = re.match(r"metrics: http://127\.0\.0\.1:(\d+)/metrics, of nats://", process.stdout.readline())
+        assert found is not None
+        with socket.create_connection(("127.0.0.1", int(found[1])), timeout=30) as silent:
+            silent.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert silent.recv(15) == b"HTTP/1.1 200 OK"
+            with socket.create_connection(("127.0.0.1", int(found[1])), timeout=30):
+                process.send_signal(number)
+                said, complained = process.communicate(timeout=40)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, said, complained) == (0, "metrics: stopped\n", "")
 
 
 async def test_a_stop_ends_requests_that_are_open(port: int, server: MetricsServer) -> None:

@@ -499,7 +499,8 @@ async def test_the_documented_permissions_of_usage_suffice(
     """Of an operator who lists usage, and of a worker that records calls and reserves from budgets."""
     server = own_server(
         "authorization { users: [ { user: all, password: p }, "
-        f"{user('operator', *documented('if it lists [usage]'))}, {user('worker', *documented('a worker'))} ] }}"
+        f"{user('operator', *documented('if it lists [usage]', 'if its acts are to be'))}, "
+        f"{user('worker', *documented('a worker'))} ] }}"
     )
     async with aiqueue.connect(url=server.url, user="all", password="p") as every:
         await create_streams(every)

@@ -13,7 +13,7 @@ import stat
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import nats
 import pytest
@@ -602,6 +602,15 @@ def test_which_messages_may_hold_documents() -> None:
     assert not may_contain_documents(Loop)
     one, two = (Document(tenant="acme", sha256=digit * 64, size=1) for digit in "12")
     assert set(find_documents(Inner(parts={"a": (Scan(file=one, more=(two, one)),)}))) == {one, two}
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [list[Annotated[int, {"a": 1}]], Annotated[int, "a text"], Literal["a text"], Callable[[int], int] | None],
+)
+def test_what_is_no_type_in_an_annotation_is_no_document(annotation: Any) -> None:
+    assert not may_contain_documents(annotation)
+    assert may_contain_documents(Annotated[list[Document], {"a": 1}])
 
 
 # -- kept while they are needed

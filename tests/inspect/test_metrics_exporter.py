@@ -176,7 +176,7 @@ async def test_a_count_that_the_server_did_not_finish_is_left_out(
     monkeypatch.setattr(metrics_exporter.stats, "overview", incomplete)
     found = await scrape(exporter_of(client))
     assert found[f'aiqueue_counts_partial{{family="{FAMILY}"}}'] == 1
-    assert f'aiqueue_jobs_dead{{family="{FAMILY}"}}' in found
+    assert f'aiqueue_jobs_dead{{family="{FAMILY}"}}' not in found  # a server that is behind has not read them all
     assert not [each for each in found if each.startswith(("aiqueue_jobs_waiting", "aiqueue_jobs_in", "aiqueue_old"))]
 
 

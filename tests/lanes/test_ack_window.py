@@ -98,10 +98,12 @@ def test_in_line_the_server_may_owe_the_less_the_longer_lanes_have_waited(
     lanes: int, wait: float, backlog_s: float, longer: float
 ) -> None:
     owed = line.unconfirmed_max(lanes, wait, backlog_s)
-    assert line.UNCONFIRMED_MIN <= line.unconfirmed_max(lanes, wait + longer, backlog_s) <= owed
-    assert owed <= line.UNCONFIRMED_MAX
+    assert line.OWED_MIN <= line.unconfirmed_max(lanes, wait + longer, backlog_s) <= owed
+    assert owed <= line.OWED_MAX
     if backlog_s < line.DEEP_S:
-        assert owed == line.UNCONFIRMED_MAX
+        assert owed == line.OWED_MAX
+    else:
+        assert line.unconfirmed_max(lanes, wait, backlog_s, is_first_round=True) == line.OWED_MIN
 
 
 async def test_a_worker_asks_for_no_more_jobs_while_the_server_owes_it_acks(

@@ -20,6 +20,7 @@ from aiqueue.lanes.line import (
     Line,
     choose_leaving,
     debt,
+    may_go_first,
     turn_length,
 )
 from aiqueue.subjects import Lane
@@ -163,12 +164,14 @@ def test_a_lane_whose_turn_is_long_over_stays_only_where_a_place_is_free(
     for one in stays:
         is_over = one.turn_jobs > 0 and one.turn_jobs >= (1 + line.FINISH_TURNS) * length
         if is_over and one.rank == highest and any(other.rank <= one.rank for other in each):
-            assert len(stays) <= LIVE_MAX + AGED_PLACES
+            lower = Counter(other.rank for other in placed if other.rank > highest)
+            assert len(stays) <= LIVE_MAX + sum(min(AGED_PLACES, count) for count in lower.values())
 
 
 @given(st.integers(1, 100_000), st.floats(0.1, 1_000), st.floats(0, 50_000))
 def test_the_turns_of_all_lanes_are_as_many_jobs_as_a_round_takes(lanes: int, weight: float, rate: float) -> None:
-    assert turn_length(lanes, weight, rate) * lanes * weight == pytest.approx(rate * line.ROUND_S)
+    length = turn_length(lanes, weight, rate)
+    assert length == pytest.approx(max(line.TURN_MIN, rate * line.ROUND_S / lanes / weight))
 
 
 @given(placements, waitings, st.floats(0.1, 100), st.floats(0.0, 1.99))
@@ -191,6 +194,8 @@ class Simulated:
     last: dict[Lane, float] = field(default_factory=dict)
     longest: float = 0.0  # between two starts of a lane
     turns: int = 0
+    vain: int = 0  # of these, of lanes that were given no job
+    jobs: float = 0.0  # that it may start now
 
     def __post_init__(self) -> None:
         self.by_key = {each.key: each for each in self.lanes}
@@ -214,16 +219,21 @@ class Simulated:
             each.turn_jobs = each.pass_value - self.passes[each.key]
         for each in choose_leaving(self.live, self.line, length, self.now):
             self.live.remove(each)
-            owed = debt(each.turn_jobs, length)
-            self.line.add(LaneInLine(each.key, each.rank, each.served_at, self.now, weight=each.weight, debt=owed))
+            owed = debt(each.turn_jobs, each.owed, length)
+            waiting = LaneInLine(each.key, each.rank, each.served_at, self.now, weight=each.weight, debt=owed)
+            self.line.add(waiting, first=may_go_first(each, self.now))
             self.turns += 1
+            self.vain += each.turn_jobs <= 0
         for waiting in self.line.take([each.rank for each in self.live], self.now):
             each = self.by_key[waiting.lane]
             self.clock.join(each, self.now)
             each.served_at, each.turn_at = waiting.served_at, self.now
             self.passes[each.key], each.turn_jobs, each.owed = each.pass_value, 0.0, waiting.debt
             self.live.append(each)
-        for each, jobs in share_budget(self.clock, self.live, self.rate // 100, self.now, step=6):
+        self.jobs += self.rate / 100
+        budget, self.jobs = int(self.jobs), self.jobs % 1
+        step = min(8, max(1, round(length)))
+        for each, jobs in share_budget(self.clock, self.live, budget, self.now, step=step):
             self.starts[each.key] += jobs
             self.longest = max(self.longest, self.now - self.last[each.key])
             self.last[each.key] = self.now
@@ -233,15 +243,87 @@ class Simulated:
         return max(self.longest, self.now - min(self.last.values()))
 
 
-def test_a_thousand_backlogs_share_by_weight_and_none_waits_for_more_than_a_round() -> None:
+@pytest.mark.parametrize("rate", [8_000, 6_000, 3_000, 1_500, 800, 400])
+def test_a_thousand_backlogs_share_by_weight_and_none_waits_for_more_than_a_round(rate: int) -> None:
     heavy = [Placed(key=lane(n), weight=3.0, pending=10**6) for n in range(500)]
     light = [Placed(key=lane(500 + n), pending=10**6) for n in range(500)]
-    worker = Simulated([*heavy, *light], rate=6_000)  # the heavy ones all come first
+    worker = Simulated([*heavy, *light], rate=rate)  # the heavy ones all come first
     worker.run(30.0)
     shares = [sum(worker.starts[each.key] for each in group) for group in (heavy, light)]
     assert shares[0] / sum(shares) == pytest.approx(0.75, rel=0.1)
-    assert worker.waited() < 5.0
-    assert worker.turns < 400 * 30  # each of them costs the server 1 to 2 ms
+    assert shares[1] / sum(shares) == pytest.approx(0.25, rel=0.1)
+    assert worker.waited() < max(5.0, 1.2 * 2_000 * line.TURN_MIN / rate)
+    assert worker.turns <= 410 * 30  # each of them costs the server 1 to 2 ms
+
+
+def test_beside_a_high_job_no_lane_gives_up_a_place_that_no_high_lane_waits_for() -> None:
+    high = Placed(key=lane(-1), rank=0, pending=1, turn_at=9.9)
+    served = [Placed(key=lane(n), rank=1, turn_at=9.5, turn_jobs=4.0, served_at=9.99) for n in range(20)]
+    begun = [Placed(key=lane(20 + n), rank=1, turn_at=9.9) for n in range(60)]
+    normal = [LaneInLine(lane(100 + n), 1, 0.0, 0.0) for n in range(900)]
+    assert not choose_leaving([high, *served, *begun], filled(normal), 6.0, now=10.0)
+    higher = LaneInLine(lane(-2), 0, 0.0, 0.0)
+    leaving = choose_leaving([high, *served, *begun], filled([higher, *normal]), 6.0, now=10.0)
+    assert leaving[-20:] == served  # 81 placed: 49 have to, and these were given jobs
+    assert len(leaving) == 81 - LIVE_MAX - AGED_PLACES
+
+
+@given(placements, waitings, st.floats(100, 200))
+def test_where_higher_lanes_wait_those_of_a_lower_one_with_the_most_jobs_give_way_first(
+    placed: list[Placed], each: list[LaneInLine], now: float
+) -> None:
+    leaving = choose_leaving(placed, filled(each), 10.0**6, now)  # no turn is over
+    highest = min((one.rank for one in placed), default=0)
+    forced = [one for one in leaving if now - one.given_at < line.LOWER_S or one.turn_jobs <= 0]
+    for one in forced:
+        if one.turn_jobs > 0 or now - one.turn_at < line.UNSERVED_S:
+            assert one.rank > highest
+            stays = [other for other in placed if other not in leaving and other.rank == one.rank]
+            assert all(other.turn_jobs <= one.turn_jobs or now - other.turn_at >= line.UNSERVED_S for other in stays)
+
+
+def test_a_lane_that_gives_up_its_place_before_it_was_given_a_job_is_next() -> None:
+    waiting = filled([LaneInLine(lane(n), 1, 0.0, 0.0) for n in range(100)])
+    for wanted, first in ((1, lane(200)), (0, lane(0))):  # the second one has had its place in vain
+        left = Placed(key=lane(200), rank=1, turn_at=1.0, pending=wanted)
+        waiting.add(LaneInLine(left.key, 1, 0.0, 10.0), first=may_go_first(left, 10.0))
+        assert waiting.take([1] * (FULL - 1), now=10.0)[0].lane == first
+        waiting.discard(left.key)
+        waiting.add(LaneInLine(lane(0), 1, 0.0, 0.0), first=True)
+
+
+@pytest.mark.parametrize("rate", [5, 20, 50])
+def test_where_few_jobs_are_started_no_lane_gives_up_its_place_unserved_and_all_go_in_order(rate: int) -> None:
+    worker = Simulated([Placed(key=lane(n), pending=10**6) for n in range(200)], rate=rate)
+    worker.run(3 * 200 / rate)
+    assert worker.vain == 0
+    assert worker.waited() <= 200 / rate + 0.1
+
+
+def test_while_no_slot_is_free_lanes_keep_their_places() -> None:
+    worker = Simulated([Placed(key=lane(n), pending=10**6) for n in range(200)], rate=0)
+    worker.run(30.0)
+    assert worker.turns == 0
+
+
+@pytest.mark.parametrize("rate", [50, 800, 6_000])
+def test_aged_lanes_of_two_lower_priorities_do_not_take_each_others_places(rate: int) -> None:
+    lanes = [Placed(key=lane(n), rank=n % 3, pending=10**6) for n in range(300)]
+    worker = Simulated(lanes, rate=rate)
+    worker.run(20.0 if rate < 500 else 8.0)
+    assert all(worker.starts[each.key] for each in lanes)
+    assert worker.vain <= 0.02 * worker.turns
+    assert worker.waited() < max(2.5, AGED_AFTER_S + 200 / (0.5 * rate))  # lower ones have half the jobs, once aged
+
+
+@given(st.lists(st.integers(0, 99), min_size=60, max_size=100, unique=True))
+def test_of_lanes_that_give_way_unserved_to_higher_ones_those_that_waited_longest_stay(order: list[int]) -> None:
+    high = [Placed(key=lane(1_000 + n), rank=0, turn_at=9.9, turn_jobs=1.0, served_at=9.99) for n in range(LIVE_MAX)]
+    begun = [Placed(key=lane(n), rank=1, turn_at=9.9, served_at=float(n) / 100) for n in order]
+    higher = LaneInLine(lane(-2), 0, 0.0, 0.0)
+    leaving = choose_leaving([*high, *begun], filled([higher]), 10.0**6, now=10.0)
+    stay = sorted(order)[:AGED_PLACES]
+    assert [each.key for each in leaving] == [lane(n) for n in sorted(order) if n not in stay]
 
 
 def test_slots_that_come_free_one_by_one_go_round() -> None:

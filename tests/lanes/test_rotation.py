@@ -104,6 +104,28 @@ async def test_lanes_take_turns_and_each_job_runs_once(client: aiqueue.Client, e
     assert turns > len(TENANTS)  # nobody was served to the end at once
 
 
+async def test_until_each_lane_had_a_turn_the_server_may_owe_the_fewest_acks(
+    client: aiqueue.Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "DEEP_S", 0.0)
+    monkeypatch.setattr(line, "LATE_S", 60.0)
+    unconfirmed_max, owed = line.unconfirmed_max, []
+
+    def note(*arguments: Any, **options: Any) -> int:
+        owed.append(unconfirmed_max(*arguments, **options))
+        return owed[-1]
+
+    monkeypatch.setattr(line, "unconfirmed_max", note)
+    await fill(client)
+    ran = Ran(handler_s=0.01, concurrency=2)  # 1.8 s in all, of several rounds
+    async with ran.worker.running(client):
+        await eventually(lambda: none_left(client))
+    first_round = owed.index(line.OWED_MAX)
+    assert first_round > 0
+    assert set(owed[:first_round]) == {line.OWED_MIN}
+    assert set(owed[first_round:]) == {line.OWED_MAX}
+
+
 async def test_two_workers_serve_all_lanes_and_each_job_once(client: aiqueue.Client, eventually: Eventually) -> None:
     await fill(client)
     one, two = Ran(handler_s=0.002), Ran(handler_s=0.002)

@@ -63,9 +63,7 @@ def test_the_tests_on_the_page_of_the_docs_pass(tmp_path: Path) -> None:
     found = {info: [text for each, text in fences if each == info] for info in ("python", "python fragment", "ini")}
     (tmp_path / "app.py").write_text(found["python"][0])
     (tmp_path / "test_app.py").write_text("\n".join(found["python fragment"]))
-    (tmp_path / "pytest.ini").write_text(
-        found["ini"][0] + "asyncio_default_fixture_loop_scope = function\npythonpath = .\nfilterwarnings = error\n"
-    )
+    (tmp_path / "pytest.ini").write_text(found["ini"][0] + "pythonpath = .\nfilterwarnings = error\n")
     plugins = ("-p", "aiqueue.testing.plugin", "-p", "pytest_asyncio.plugin")
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *plugins], cwd=tmp_path, capture_output=True, text=True, check=False,

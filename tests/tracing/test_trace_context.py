@@ -6,7 +6,7 @@ import pytest
 
 from aiqueue import headers
 from aiqueue.tracing import is_sampled, read_parent
-from aiqueue.tracing.trace_context import Parent, has_trace, trace_headers
+from aiqueue.tracing.trace_context import Parent, has_trace, read_tracestate, trace_headers
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PLAIN = (
@@ -39,6 +39,25 @@ def test_headers_are_read_as_they_are_written() -> None:
     assert read_parent(trace_headers(parent)["traceparent"]) == parent
     for dropped in ("", "x" * 513, "a=1\r\nNats-Msg-Id: x", "ä=1"):
         assert "tracestate" not in trace_headers(parent, dropped)
+
+
+@pytest.mark.parametrize("state", ["a=1", " a=1 ,\tb@c=2 3,,", ",".join(f"k{n}=v" for n in range(32))])
+def test_a_state_of_the_recommendation_is_kept_as_it_is(state: str) -> None:
+    assert read_tracestate(state) == state
+    api = pytest.importorskip("opentelemetry.trace")
+    assert len(api.TraceState.from_header([state])) == sum("=" in each for each in state.split(","))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "x", "a=", "=1", "A=1", "a=1,a=2", "a=1,b", "a=\x1b[31m", "a=ä", "a=1=2", "a@@b=1", "a" * 257 + "=1",
+        "a=1," * 200, ",".join(f"k{n}=v" for n in range(33)), "a=" + "x" * 100_000, " " * 100_000,
+    ],
+)  # fmt: skip
+def test_any_other_state_is_dropped_whole_without_a_word(state: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_tracestate(state) == ""
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("state", [b"", b"tracestate: a=1,b=2\r\n"])

@@ -19,7 +19,7 @@ from .found_job import FoundJob, has_declared_lane, is_cancelled, is_written_by,
 from .lane_evidence import LaneReader
 from .lookup import JobStats, describe_found, find_and_describe, find_enqueued
 from .reasons import choose, decide, describe
-from .stats import count_messages
+from .stream_reads import count_messages
 from .ticks import explain_tick
 from .worker_stats import WorkerStats
 from .workers import ASK_S, Holder, ask_holder

@@ -7,16 +7,14 @@ Each count is of its own moment: on a busy queue, counts that belong together ma
 from __future__ import annotations
 
 import asyncio
-import json
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import subjects
 from ..connection import Connection, timestamp
 from ..enqueue import has_listeners
-from ..errors import BadInput, NotFound, Unavailable
+from ..errors import BadInput, NotFound
 from ..lanes import ActivePauses, Pause, has_line
 from ..subjects import Lane
 from ..topology import Family, Topology
@@ -24,15 +22,14 @@ from .keys import read_keys
 from .lookup import JobStats, job
 from .pauses import read_pauses_if_allowed
 from .records import read_records_if_allowed
+from .stream_reads import StreamSample, count_messages, count_subjects, list_consumers, sample_stream
 
-__all__ = ["FamilyStats", "JobStats", "LaneStats", "job", "lanes", "overview"]
+__all__ = ["FamilyStats", "JobStats", "LaneStats", "Samples", "family_with_lanes", "job", "lanes", "overview"]
 
 AGED_LANES_MAX = 1_000  # lanes of one family whose oldest job is read, one request each
 ASKED_LANES_MAX = 16  # lanes of one family that are asked for their oldest job if only the oldest of all counts
 REQUESTS_AT_ONCE = 16
-PAGES_AT_ONCE = 4
 FIRST_BATCH = 16  # jobs read at once to find the oldest pending one
-LIST_S = 8.0  # a server of a cluster waits 4 s for the others before it names those that are missing
 PAUSED_NS = 5_000_000_000  # a shorter pause is a worker's, which is about to remove the consumer
 
 
@@ -137,16 +134,6 @@ class LaneStats:
         return bool(self.key_hash and self.pending and not self.pulls and not self.in_flight and self.listening)
 
 
-class _StreamSample(NamedTuple):
-    """The state of a stream at one moment, `at` by the server's clock (seconds since the epoch)."""
-
-    at: float
-    last_seq: int
-    messages: int
-    size_bytes: int
-    size_limit_bytes: int | None
-
-
 @dataclass(slots=True)
 class _LaneCounts:
     """The numbers of a lane while they are collected. `stored` includes jobs in flight, and not parked ones."""
@@ -168,12 +155,19 @@ class _LaneCounts:
         return int(self.consumer["delivered"]["stream_seq"]) + 1 if self.consumer is not None else 1
 
 
-async def overview(connection: Connection, topology: Topology, *, sample_s: float = 0.5) -> list[FamilyStats]:
+Samples = MutableMapping[str, StreamSample]
+ChooseAged = Callable[[Sequence[LaneStats]], Iterable[LaneStats]]
+
+
+async def overview(
+    connection: Connection, topology: Topology, *, sample_s: float = 0.5, samples: Samples | None = None
+) -> list[FamilyStats]:
     """Return all families in the order of their declaration. The inboxes of an inbox family count as lanes.
 
-    Takes `sample_s` seconds, over which rates are measured (0: no rates). Raises Unavailable, AccessDenied.
+    Takes `sample_s` seconds, over which rates are measured (0: no rates). With `samples`, an empty dict for the first
+    call, rates are measured since the call before, without waiting. Raises Unavailable, AccessDenied.
     """
-    reads = (_read_family(connection, topology, each, sample_s) for each in topology.families.values())
+    reads = (_read_family(connection, topology, each, sample_s, samples) for each in topology.families.values())
     pauses, found = await asyncio.gather(read_pauses_if_allowed(connection, topology), asyncio.gather(*reads))
     return [replace(each, pauses=tuple(one for one in pauses if one.family == each.family)) for each in found]
 
@@ -184,11 +178,52 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
     Sorted by tenant, then by priority, the highest first, then by key. Raises UnknownFamily, BadInput for a family
     without lanes, NotFound if its stream is missing.
     """
+    return (await family_with_lanes(connection, topology, family_name))[1]
+
+
+async def family_with_lanes(
+    connection: Connection,
+    topology: Topology,
+    family_name: str,
+    *,
+    samples: Samples | None = None,
+    choose_aged: ChooseAged = lambda found: found,
+) -> tuple[FamilyStats, list[LaneStats]]:
+    """Return a family and its lanes, as `overview` and `lanes` do, of one moment and for the price of the lanes.
+
+    `choose_aged`: gets the lanes without ages, and says whose oldest job is read, one request each; at most the first
+    AGED_LANES_MAX of them. Raises as `lanes`.
+    """
     family = topology.family(family_name)
     if family.role != "work":
         raise BadInput(f"family {family_name} has inboxes and no lanes: name a family of jobs")
-    counts = await _count_lanes(connection, family)
+    (dead, parked), counts = await asyncio.gather(
+        _count_aside(connection, topology, family), _count_lanes(connection, family)
+    )
+    sample = await sample_stream(connection, family.stream)
+    oldest_age_s, pauses = await asyncio.gather(
+        _read_oldest_age(connection, family, counts, sample.at), read_pauses_if_allowed(connection, topology)
+    )
+    before = sample if samples is None else _exchange(samples, family, sample)
+    stats = _make_family(family, before, sample, counts, oldest_age_s, dead=dead, parked=parked)
+    stats = replace(stats, pauses=tuple(each for each in pauses if each.family == family.name))
     await _add_parked(connection, topology, family, counts)
+    found = await _make_lanes(connection, topology, family, counts, pauses)
+    names = {_lane_of(each): each for each in found}
+    chosen = [_lane_of(each) for each in choose_aged(found)]
+    ages = await _read_oldest_ages(connection, family, counts, chosen, sample.at)
+    return stats, [replace(each, oldest_age_s=ages.get(lane)) for lane, each in names.items()]
+
+
+def _lane_of(found: LaneStats) -> Lane:
+    return Lane(found.family, found.tenant, found.priority, found.key_hash)
+
+
+async def _make_lanes(
+    connection: Connection, topology: Topology, family: Family, counts: Mapping[Lane, _LaneCounts],
+    pauses: Sequence[Pause],
+) -> list[LaneStats]:  # fmt: skip
+    """Return the lanes in order, without ages."""
     order = {priority: position for position, priority in enumerate(family.priorities)}
     keys = await read_keys(connection, topology, family, {lane: count.stored for lane, count in counts.items()})
     ordered = sorted(
@@ -197,11 +232,9 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
             lane.tenant, order.get(lane.priority, len(order)), lane.priority, keys.get(lane.key, lane.key)
         ),
     )  # fmt: skip
-    now = (await _sample_stream(connection, family.stream)).at
-    ages = await _read_oldest_ages(connection, family, counts, ordered, now)
     quiet = {bool(lane.key) for lane, count in counts.items() if not count.partial and not count.in_flight}
     listening = {has_key: await has_listeners(connection, family, has_key=has_key) for has_key in quiet}
-    pauses = ActivePauses(await read_pauses_if_allowed(connection, topology))
+    active = ActivePauses(pauses)
     records = await read_records_if_allowed(connection, topology) if quiet else []
     found = []
     for lane in ordered:
@@ -210,12 +243,12 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
         found.append(
             LaneStats(
                 family=family.name, tenant=lane.tenant, priority=lane.priority, pending=count.pending,
-                in_flight=count.in_flight, redelivered=count.redelivered, oldest_age_s=ages.get(lane),
+                in_flight=count.in_flight, redelivered=count.redelivered, oldest_age_s=None,
                 limit=family.max_msgs_per_subject,
                 in_flight_limit=config.get("max_ack_pending", family.max_ack_pending),
                 consumer=count.consumer is not None, pulls=(count.consumer or {}).get("num_waiting", 0),
                 parked=count.parked, listening=listening.get(bool(lane.key)), partial=count.partial,
-                paused=(count.consumer or {}).get("pause_remaining", 0) > PAUSED_NS, pause=pauses.of_lane(lane),
+                paused=(count.consumer or {}).get("pause_remaining", 0) > PAUSED_NS, pause=active.of_lane(lane),
                 limit_key=(lane.key and family.limit_key) or "", key=keys.get(lane.key, ""), key_hash=lane.key,
                 in_line=has_line(records, family.name, lane.tenant),
             )
@@ -223,21 +256,44 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
     return found
 
 
-async def _read_family(connection: Connection, topology: Topology, family: Family, sample_s: float) -> FamilyStats:
-    async def count_parked() -> int | None:
-        if family.role != "work":
-            return None
-        return await count_messages(connection, topology.parked_stream.name, _parked_filter(family))
-
+async def _read_family(
+    connection: Connection, topology: Topology, family: Family, sample_s: float, samples: Samples | None
+) -> FamilyStats:
     # asked at once: then the server is not idle while an answer is on its way, and 256 consumers are an answer
-    dead, parked, read = await asyncio.gather(
-        count_messages(connection, topology.dead_stream.name, subjects.dead(family.name)),
-        count_parked(),
-        _read_stream(connection, family, sample_s),
+    (dead, parked), read = await asyncio.gather(
+        _count_aside(connection, topology, family),
+        _read_stream(connection, family, sample_s if samples is None else 0),
     )
     if read is None:
         return FamilyStats(family.name, family.stream, missing=True, dead=dead, parked=parked)
     first, last, counts, oldest_age_s = read
+    if samples is not None:
+        first = _exchange(samples, family, last)
+    return _make_family(family, first, last, counts, oldest_age_s, dead=dead, parked=parked)
+
+
+async def _count_aside(connection: Connection, topology: Topology, family: Family) -> tuple[int | None, int | None]:
+    """Return how many jobs of a family are dead letters, and how many are parked."""
+    dead = count_messages(connection, topology.dead_stream.name, subjects.dead(family.name))
+    if family.role != "work":
+        return await dead, None
+    parked = count_messages(connection, topology.parked_stream.name, _parked_filter(family))
+    found = await asyncio.gather(dead, parked)
+    return found[0], found[1]
+
+
+def _exchange(samples: Samples, family: Family, sample: StreamSample) -> StreamSample:
+    """Keep a sample, and return the one before it; itself if there is none."""
+    before = samples.get(family.stream, sample)
+    samples[family.stream] = sample
+    return before
+
+
+def _make_family(
+    family: Family, first: StreamSample, last: StreamSample, counts: Mapping[Lane, _LaneCounts],
+    oldest_age_s: float | None, *, dead: int | None, parked: int | None,
+) -> FamilyStats:  # fmt: skip
+    """Return the numbers of a family. Rates are those between the samples."""
     rate_in = rate_done = None
     if last.at > first.at:
         came = max(0, last.last_seq - first.last_seq)
@@ -264,29 +320,20 @@ async def _read_family(connection: Connection, topology: Topology, family: Famil
 
 async def _read_stream(
     connection: Connection, family: Family, sample_s: float
-) -> tuple[_StreamSample, _StreamSample, dict[Lane, _LaneCounts], float | None] | None:
+) -> tuple[StreamSample, StreamSample, dict[Lane, _LaneCounts], float | None] | None:
     """Return two samples that are `sample_s` seconds apart, the lanes, and the age of the oldest pending job.
 
     None: the stream is missing.
     """
     try:
-        first, counts = await asyncio.gather(
-            _sample_stream(connection, family.stream), _count_lanes(connection, family)
-        )
+        first, counts = await asyncio.gather(sample_stream(connection, family.stream), _count_lanes(connection, family))
         oldest_age_s = await _read_oldest_age(connection, family, counts, first.at)
         if sample_s <= 0:
             return first, first, counts, oldest_age_s
         await asyncio.sleep(sample_s)
-        return first, await _sample_stream(connection, family.stream), counts, oldest_age_s
+        return first, await sample_stream(connection, family.stream), counts, oldest_age_s
     except NotFound:
         return None
-
-
-async def _sample_stream(connection: Connection, stream: str) -> _StreamSample:
-    info = await connection.api(f"STREAM.INFO.{stream}")
-    state, at = info["state"], timestamp(info["ts"])  # the server's clock on both sides: ours may differ
-    limit = info["config"].get("max_bytes", -1)
-    return _StreamSample(at, state["last_seq"], state["messages"], state["bytes"], limit if limit > 0 else None)
 
 
 async def _count_lanes(connection: Connection, family: Family) -> dict[Lane, _LaneCounts]:
@@ -341,50 +388,6 @@ def _parked_filter(family: Family) -> str:
     return subjects.parked(Lane(family.name, "*", "*"), is_due=False).replace(".at.", ".*.", 1)
 
 
-async def count_subjects(connection: Connection, stream: str, subject_filter: str) -> dict[str, int]:
-    """Return how many messages a stream holds on each subject. The server answers page by page."""
-    found: dict[str, int] = {}
-    while True:
-        info = await connection.api(f"STREAM.INFO.{stream}", {"subjects_filter": subject_filter, "offset": len(found)})
-        page: dict[str, int] = info["state"].get("subjects") or {}
-        found |= page
-        if not page or len(found) >= info.get("total", 0):
-            return found
-
-
-async def list_consumers(connection: Connection, stream: str) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
-    """Yield the names of the consumers of a stream with their information.
-
-    None: a server of a cluster has not reported it in time, as happens just after another server has died.
-    The server answers page by page. PAGES_AT_ONCE are asked for, so that it makes the next ones while one is read.
-    """
-
-    async def read_page(offset: int) -> dict[str, Any]:
-        return await connection.api(f"CONSUMER.LIST.{stream}", {"offset": offset}, timeout=LIST_S)
-
-    pages = deque([asyncio.ensure_future(read_page(0))])
-    offset = 0
-    try:
-        while pages:
-            page = await pages.popleft()
-            found, missing = page.get("consumers") or [], page.get("missing") or []
-            offset = offset or len(found) + len(missing)  # as many are on each page but the last
-            while found and offset < page["total"] and len(pages) < PAGES_AT_ONCE:
-                pages.append(asyncio.ensure_future(read_page(offset)))
-                offset += page["limit"]
-            if pages:  # the tasks send their requests, and the socket gets them, before this page is used
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-            for each in found:
-                yield each["name"], each
-            for name in missing:
-                yield name, None
-    finally:
-        for waiting in pages:
-            waiting.cancel()
-        await asyncio.gather(*pages, return_exceptions=True)
-
-
 async def _read_oldest_ages(
     connection: Connection, family: Family, counts: Mapping[Lane, _LaneCounts], lanes: Iterable[Lane], now: float
 ) -> dict[Lane, float]:
@@ -429,21 +432,3 @@ async def _read_oldest_age(
         if lane is None or lane not in counts or stored.seq >= counts[lane].first_pending_seq:
             return max(0.0, now - stored.time)
     return None
-
-
-async def count_messages(connection: Connection, stream: str, subject_filter: str, *, seq: int = 1) -> int | None:
-    """Return how many messages match a filter, from a sequence on, None if the stream is missing.
-
-    One direct get: the answer with the first message also states how many follow it.
-    """
-    request = {"seq": seq, "batch": 1, "next_by_subj": subject_filter}
-    try:
-        answer = await connection.request(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode())
-    except Unavailable as error:
-        if "no responders" in str(error):
-            return None
-        raise
-    if answer.status is not None:
-        return 0
-    following = (answer.headers or {}).get("Nats-Num-Pending", "")
-    return 1 + (int(following) if following.isdigit() else 0)

@@ -16,7 +16,7 @@ from aiqueue.cli.inspect import _worker_state
 from aiqueue.connection import timestamp
 from aiqueue.enqueue.deadletter import Filter
 from aiqueue.errors import BadInput, InvalidToken, NotFound, ResultDisabled, Unavailable, UnknownFamily
-from aiqueue.inspect import lane_scan, lookup, stats
+from aiqueue.inspect import lane_scan, lookup, stats, stream_reads
 from aiqueue.inspect.stats import FamilyStats, LaneStats
 from aiqueue.topology import provision
 
@@ -315,9 +315,9 @@ class TestFamily:
             return await api(subject, request, **options)
 
         monkeypatch.setattr(client.connection, "api", note)
-        monkeypatch.setattr(stats, "PAGES_AT_ONCE", at_once)
+        monkeypatch.setattr(stream_reads, "PAGES_AT_ONCE", at_once)
         found = []
-        async for name, info in stats.list_consumers(client.connection, "AI_AGENT_TASKS"):
+        async for name, info in stream_reads.list_consumers(client.connection, "AI_AGENT_TASKS"):
             if not found:
                 assert asked == [0, 256, 512][: at_once + 1]
             assert info is not None

@@ -101,7 +101,7 @@ def inspect(
     found = options.run_with_client(fetch, reads=True)
     if job is not None:
         found_job, explanation = found
-        _print_job(found_job, explanation, json)
+        print_job(found_job, explanation, json)
     elif family is None and tenant is None:
         families, (schedules, paused) = found
         _print_families(families, json)
@@ -215,7 +215,7 @@ def _print_lanes(found: list[LaneStats], family: str | None, tenant: str | None,
             "(all)" if lane.tenant == "*" else lane.tenant, lane.priority, f"{lane.pending:,}",
             f"{lane.in_flight:,}{'+' if lane.partial else ''}", f"{lane.redelivered:,}", f"{lane.parked:,}",
             output.format_age(lane.oldest_age_s),
-            _format_limit(lane.limit), _worker_state(lane), *([lane.shown_key] if has_keys else []),
+            _format_limit(lane.limit), describe_lane_workers(lane), *([lane.shown_key] if has_keys else []),
         ]
         for lane in found
     ]  # fmt: skip
@@ -228,7 +228,7 @@ def _print_lanes(found: list[LaneStats], family: str | None, tenant: str | None,
     ]  # fmt: skip
     output.print_table(columns, rows)
     _print_partial(found)
-    if any(lane.pending and _worker_state(lane) == "none" for lane in found):
+    if any(lane.pending and describe_lane_workers(lane) == "none" for lane in found):
         output.print_line("\nworkers none: jobs are pending, but no worker requests them")
 
 
@@ -255,7 +255,7 @@ def _print_partial(found: Sequence[FamilyStats | LaneStats]) -> None:
         )
 
 
-def _worker_state(lane: LaneStats) -> str:
+def describe_lane_workers(lane: LaneStats) -> str:
     """Return whether workers serve the lane.
 
     Workers whose slots are all in use are busy: they request no jobs. On an idle lane they wait for news of a job.
@@ -277,7 +277,8 @@ def _format_limit(value: int) -> str:
     return f"{value:,}" if value > 0 else "none"
 
 
-def _print_job(found: JobStats, explanation: Explanation | None, json: bool) -> None:
+def print_job(found: JobStats, explanation: Explanation | None, json: bool) -> None:
+    """Print one job, why it waits, its timeline, children and result."""
     if json:
         output.print_json(asdict(found) | {"explanation": explanation and asdict(explanation)})
         return

@@ -7,7 +7,7 @@ Each count is of its own moment: on a busy queue, counts that belong together ma
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,14 +160,17 @@ ChooseAged = Callable[[Sequence[LaneStats]], Iterable[LaneStats]]
 
 
 async def overview(
-    connection: Connection, topology: Topology, *, sample_s: float = 0.5, samples: Samples | None = None
-) -> list[FamilyStats]:
-    """Return all families in the order of their declaration. The inboxes of an inbox family count as lanes.
+    connection: Connection, topology: Topology, *, sample_s: float = 0.5, samples: Samples | None = None,
+    names: Collection[str] | None = None,
+) -> list[FamilyStats]:  # fmt: skip
+    """Return the families, of these names or all (None), in the order of their declaration. The inboxes of an inbox
+    family count as lanes.
 
     Takes `sample_s` seconds, over which rates are measured (0: no rates). With `samples`, an empty dict for the first
     call, rates are measured since the call before, without waiting. Raises Unavailable, AccessDenied.
     """
-    reads = (_read_family(connection, topology, each, sample_s, samples) for each in topology.families.values())
+    families = [each for each in topology.families.values() if names is None or each.name in names]
+    reads = (_read_family(connection, topology, each, sample_s, samples) for each in families)
     pauses, found = await asyncio.gather(read_pauses_if_allowed(connection, topology), asyncio.gather(*reads))
     return [replace(each, pauses=tuple(one for one in pauses if one.family == each.family)) for each in found]
 

@@ -12,7 +12,7 @@ import pytest
 
 import aiqueue
 from aiqueue import subjects
-from aiqueue.cli.inspect import _worker_state
+from aiqueue.cli.inspect import describe_lane_workers
 from aiqueue.connection import timestamp
 from aiqueue.enqueue.deadletter import Filter
 from aiqueue.errors import BadInput, InvalidToken, NotFound, ResultDisabled, Unavailable, UnknownFamily
@@ -86,7 +86,7 @@ def failing() -> aiqueue.Worker:
 
 class TestWorkersOfALane:
     async def state(self, client: aiqueue.Client, lane: tuple[str, str]) -> str:
-        return _worker_state((await lanes(client))[lane])
+        return describe_lane_workers((await lanes(client))[lane])
 
     async def test_an_idle_lane_is_served_if_a_worker_listens_for_its_jobs(
         self, client: aiqueue.Client, eventually: Eventually
@@ -134,7 +134,7 @@ async def test_counts_say_that_they_are_partial_while_a_cluster_does_not_report_
             return bool(found)
 
         await eventually(is_partial, within=20)
-        assert all(_worker_state(each) == "?" for each in found)
+        assert all(describe_lane_workers(each) == "?" for each in found)
 
 
 class TestOverview:

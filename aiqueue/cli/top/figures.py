@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,18 +12,35 @@ from .place import Place
 if TYPE_CHECKING:
     from ...inspect import FamilyStats, LaneStats, ListedJob, WorkerStats
     from ...lanes import Pause
-    from ...metrics import Series
+    from ...metrics import JobSums, Series
 
-RECENT_S = 60.0
+WINDOW_S = 15.0
+MINUTE_S = 60.0
+
+
+class Rates(NamedTuple):
+    """How many attempts ended well, and failed, in a second. None: nothing is known of it."""
+
+    done: float | None = None
+    failed: float | None = None
 
 
 class FamilyRow(NamedTuple):
-    """A family with its last hour (None: nothing is known) and the number of its workers that run jobs."""
+    """A family with its last hour (None: nothing is known), and the number of its workers that run jobs."""
 
     stats: FamilyStats
     past: Series | None
+    rates: Rates
     workers: int | None
     is_inbox: bool = False
+
+
+class KindRow(NamedTuple):
+    """A kind with its last hour."""
+
+    past: Series
+    sums: JobSums
+    rates: Rates
 
 
 @dataclass(frozen=True)
@@ -41,19 +59,52 @@ class Figures:
     lanes: tuple[LaneStats, ...] = ()
     jobs: tuple[ListedJob, ...] = ()
     more_jobs: bool = False
-    kinds: tuple[Series, ...] = ()
+    kinds: tuple[KindRow, ...] = ()
     pauses: tuple[Pause, ...] = ()
     details: Any = None
     missing: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
-def recent_failures(past: Series | None) -> float | None:
-    """Return how many attempts failed in a second, over the last minute. None: nothing is known of it."""
-    points = () if past is None else past.points[-2:]
+class RecentRates:
+    """Rates over the last WINDOW_S, from a history that is read again and again; at first over its last minute.
+
+    Workers report every 5 s, each at its own time, and the history keeps sums of minutes.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, tuple[int, int]] = {}  # done and failed, by minute
+        self._steps: deque[tuple[float, int, int]] = deque()  # when it was read, and what had come since the last time
+        self.now = Rates()
+
+    def update(self, past: Series, at: float) -> None:
+        """Note what is known `at` this time, in seconds."""
+        minutes = {each.at: (each.sums.done, each.sums.failed) for each in past.points if each.sums is not None}
+        nothing = (0, 0)
+        came = [
+            sum(max(0, now[which] - self._before.get(minute, nothing)[which]) for minute, now in minutes.items())
+            for which in (0, 1)
+        ]
+        self._before = minutes
+        self._steps.append((at, *(came if self._steps else nothing)))
+        while len(self._steps) > 2 and self._steps[1][0] <= at - WINDOW_S:
+            self._steps.popleft()
+        if not minutes:
+            self.now = Rates()
+        elif at - self._steps[0][0] < WINDOW_S / 2:
+            self.now = _rates_of_minute(past)
+        else:
+            over_s = at - self._steps[0][0]
+            steps = list(self._steps)[1:]
+            self.now = Rates(sum(each[1] for each in steps) / over_s, sum(each[2] for each in steps) / over_s)
+
+
+def _rates_of_minute(past: Series) -> Rates:
+    """Return the rates over the last 60 s: those of this minute, and a part of those of the one before."""
+    points = past.points[-2:]
     if not points or all(each.sums is None for each in points):
-        return None
-    failed = [0 if each.sums is None else each.sums.failed for each in points]
-    part = min(1.0, points[-1].length_s / RECENT_S)
-    before = failed[0] * (1 - part) if len(points) > 1 else 0.0
-    return (failed[-1] + before) / RECENT_S
+        return Rates()
+    left = max(0.0, 1 - points[-1].length_s / MINUTE_S) if len(points) > 1 else 1.0
+    shares = (left, 1.0)[-len(points) :]
+    known = [(each.sums, share) for each, share in zip(points, shares, strict=True) if each.sums is not None]
+    return Rates(*(sum(getattr(sums, name) * share for sums, share in known) / MINUTE_S for name in Rates._fields))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from .. import output
 from ..inspect import print_job
 from ..live import crop, fold, reverse
 from ..workers import print_worker
-from .figures import Figures, recent_failures
+from .figures import Figures
 from .panes import number, rate, table_of
 from .place import Place
 from .state import Shown, TopState, settle
@@ -24,25 +25,24 @@ _SUMS = {"pending": "pending", "in flight": "in_flight", "parked": "parked", "de
 HEAD = 5  # lines above the list's header
 HINTS = "Enter in  Esc back  / filter  s sort  p pause  R replay  ? help  q quit"
 HELP = """\
-Keys
+Up Down j k       select                      Enter l   into a family, tenant, job
+PgUp PgDn Space   a screen up, down           Esc Left  back; a filter ends first
+Home End g G      the first, the last         1-6 Tab   the other views of this
+s  S              sort by the next column, turn the order
+/                 filter rows: type, Enter keeps the filter, Esc ends it
+p                 pause what is selected, or resume it; asks first
+R                 replay the dead letters of what is selected; asks first
+Ctrl-L  Ctrl-Z    draw all anew, suspend
+q  Ctrl-C         quit
 
-  Up Down j k      select                     Enter  l     go into a family, a tenant, a job, a worker
-  PgUp PgDn Space  a screen up or down        Esc  Left    back; first clears the filter
-  Home End g G     the first, the last        1 to 6 Tab   the views of this scope
-  /                filter the rows            s  S         sort by the next column; turn the order
-  p                pause what is selected, or resume it (asks first)
-  R                replay the dead letters of what is selected (asks first)
-  ? h              this help                  Ctrl-L       draw all anew
-  q  Ctrl-C        quit                       Ctrl-Z       suspend
-
-Columns
-
-  pending: in their lanes, no worker holds them.  in flight: a worker holds them.  parked: they wait for a time.
-  oldest: of those that wait.  in/s, done/s: stored and gone since the last reading.  fail/s: attempts, over a minute.
-  last hour: attempts that ended.  _ is none, a dot that no worker has reported.
-  ?, +: the cluster has not reported all: fewer are pending, more in flight.
-
-Any key goes on."""
+pending    in their lanes; no worker holds them
+in flight  a worker holds them
+parked     they wait for a time: delayed, retried, paused
+oldest     how long the oldest pending one has waited
+in/s       stored since the last reading
+done/s     attempts that ended well, over the last 15 s; fail/s: that failed
+last hour  attempts that ended; _ none, a dot: no worker has reported
+? and +    at most and at least so many: the cluster has not reported all"""
 
 
 class Frame(NamedTuple):
@@ -61,14 +61,13 @@ def draw_frame(
         figures = None
     with output.capture(columns, colour=colour):
         head = _head(state.place, figures, problem, columns, interval_s)
-        if state.helping:
-            body, shown = HELP.split("\n"), Shown(None)
-        else:
-            body, shown = _body(state, figures, columns, height, current=not problem)
+        body, shown = _body(state, figures, columns, height, current=not problem)
         bottom = _bottom(state, figures, shown, columns)
-    lines = [*head, *body[: height + 1]]
-    lines += [""] * (rows - 1 - len(lines))
-    return Frame([*lines[: rows - 1], bottom], shown)
+        if state.helping:
+            head, body = head[:1], ["", *HELP.split("\n"), "", "any key goes on"]
+    lines = [*head, *body]
+    lines += [""] * (rows - len(lines))
+    return Frame([*lines[: rows - len(bottom)], *bottom], shown)
 
 
 def draw_plain(place: Place, figures: Figures | None, problem: str, columns: int | None) -> list[str]:
@@ -136,8 +135,8 @@ def _activity_line(figures: Figures) -> str:
     rows = [each for each in figures.families if not each.is_inbox]
     parts = []
     if rows:
-        came, ended = (_sum_known([getattr(each.stats, name) for each in rows]) for name in ("rate_in", "rate_done"))
-        failed = _sum_known([recent_failures(each.past) for each in rows])
+        came = _sum_known([each.stats.rate_in for each in rows])
+        ended, failed = (_sum_known([getattr(each.rates, name) for each in rows]) for name in ("done", "failed"))
         parts = [f"in {rate(came)}/s", f"done {rate(ended)}/s", f"failed {rate(failed)}/s"]
     if figures.workers is None:
         return "  ".join([*parts, "workers not known"])
@@ -216,19 +215,20 @@ def _has_colour() -> bool:
     return output.supports_colour(sys.stdout)
 
 
-def _bottom(state: TopState, figures: Figures | None, shown: Shown, columns: int) -> str:
+def _bottom(state: TopState, figures: Figures | None, shown: Shown, columns: int) -> list[str]:
+    """Return the line at the bottom; of a question more, so that it is read whole."""
     if state.asked is not None:
-        answer = " y: yes, any other key: no"
-        question = output.truncate(state.asked.question, max(10, columns - len(answer)))
-        return output.apply_style(f"{question}{answer}", "bold")
+        question = textwrap.wrap(state.asked.question, columns)
+        return [output.apply_style(each, "bold") for each in (*question, "y: yes   any other key: no")]
     if state.typing:
-        return f"filter: {output.escape_controls(state.look.wanted)}_   Enter keeps it, Esc clears it"
+        return [f"filter: {output.escape_controls(state.look.wanted)}_   Enter keeps it, Esc ends it"]
     if state.said:
-        return output.apply_style(output.truncate(state.said, columns), "red" if state.is_bad else "green")
+        return [output.apply_style(output.truncate(state.said, columns), "red" if state.is_bad else "green")]
     if state.helping:
-        return ""
+        return [""]
     where = _where(state, figures, shown)
-    return output.apply_style(_spread(output.truncate(HINTS, max(10, columns - len(where) - 2)), where, columns), "dim")
+    hints = output.truncate(HINTS, max(10, columns - len(where) - 2))
+    return [output.apply_style(_spread(hints, where, columns), "dim")]
 
 
 def _where(state: TopState, figures: Figures | None, shown: Shown) -> str:

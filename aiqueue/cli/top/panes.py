@@ -14,14 +14,14 @@ from ..inspect import describe_lane_workers
 from ..jobs import format_due, format_listed_age
 from ..workers import STATES as WORKER_STATES
 from ..workers import describe_worker, format_oldest, format_slots
-from .figures import FamilyRow, Figures, recent_failures
+from .figures import FamilyRow, Figures, KindRow
 from .place import Place
 from .table import Table, TopField
 
 if TYPE_CHECKING:
     from ...inspect import FamilyStats, LaneStats, ListedJob, WorkerStats
     from ...lanes import Pause
-    from ...metrics import JobSums, Series
+    from ...metrics import Series
 
 SPARK_MIN, SPARK_MAX = 8, 30
 NAME_MIN = 16  # cells of a name: rather than to cut it more, columns are left out
@@ -62,7 +62,7 @@ def inside(place: Place, row: Any) -> Place | None:
         case "workers":
             return replace(place, pane="worker", item=row.name)
         case "kinds":
-            return Place("lanes", row.family)
+            return Place("lanes", row.past.family)
         case "pauses":
             return Place("lanes", row.family, row.tenant or "")
     return None
@@ -84,7 +84,7 @@ def target_of(place: Place, row: Any) -> RowTarget | None:
         case "dead":
             return RowTarget(row.family, row.tenant, seq=row.seq, name=row.job_id)
         case "kinds":
-            return None if row.name == OTHER else RowTarget(row.family, kind=row.name)
+            return None if row.past.name == OTHER else RowTarget(row.past.family, kind=row.past.name)
         case "pauses":
             return RowTarget(row.family, row.tenant, row.kind, row.key, row)
     return None
@@ -99,9 +99,9 @@ def _families(figures: Figures) -> Table:
         *_depths(lambda row: row.stats),
         _count("dead", lambda row: row.stats.dead, _red_if_any),
         TopField("oldest", lambda row: output.format_age(row.stats.oldest_age_s), _stat("oldest_age_s"), width=6),
-        TopField("in/s", lambda row: rate(row.stats.rate_in), _stat("rate_in"), width=5, drop=5),
-        TopField("done/s", lambda row: rate(row.stats.rate_done), _stat("rate_done")),
-        _failures(lambda row: row.past),
+        _rate("in/s", lambda row: row.stats.rate_in, drop=5),
+        _rate("done/s", lambda row: row.rates.done),
+        _rate("fail/s", lambda row: row.rates.failed, _red_if_any),
         _count("lanes", lambda row: row.stats.lanes, drop=6),
         TopField("workers", lambda row: number(row.workers), lambda row: row.workers, _workers_style, drop=7),
         TopField("stored", lambda row: _size(row.stats.size_bytes), _stat("size_bytes"), drop=8),
@@ -258,25 +258,21 @@ def _up(row: WorkerStats) -> str:
 
 
 def _kinds(figures: Figures) -> Table:
-    sums = {(each.family, each.name): each.sums for each in figures.kinds}
-
-    def of(row: Series) -> JobSums:
-        return sums[row.family, row.name]
-
     fields = [
-        _words("kind", lambda row: "(all others)" if row.name == OTHER else row.name, _bold),
-        *([] if figures.place.family else [_words("family", lambda row: row.family, drop=5)]),
-        _count("done", lambda row: of(row).done),
-        _count("failed", lambda row: of(row).failed, _red_if_any),
-        _count("dead", lambda row: of(row).dead, drop=4),
-        _failures(lambda row: row, drop=6),
-        TopField("wait p50/95/99", lambda row: format_percentiles(of(row).waits), drop=2),
-        TopField("run p50/95/99", lambda row: format_percentiles(of(row).runs)),
-        _spark(lambda row: row),
+        _words("kind", lambda row: "(all others)" if row.past.name == OTHER else row.past.name, _bold),
+        *([] if figures.place.family else [_words("family", lambda row: row.past.family, drop=5)]),
+        _count("done", lambda row: row.sums.done),
+        _count("failed", lambda row: row.sums.failed, _red_if_any),
+        _count("dead", lambda row: row.sums.dead, drop=3),
+        _rate("done/s", lambda row: row.rates.done, drop=6),
+        _rate("fail/s", lambda row: row.rates.failed, _red_if_any, drop=7),
+        TopField("wait p50/95/99", lambda row: format_percentiles(row.sums.waits), drop=2),
+        TopField("run p50/95/99", lambda row: format_percentiles(row.sums.runs)),
+        _spark(lambda row: row.past),
     ]
 
-    def search(row: Series) -> str:
-        return f"{row.family} {row.name}"
+    def search(row: KindRow) -> str:
+        return f"{row.past.family} {row.past.name}"
 
     empty = f"no jobs of {figures.place.scope} were counted in the last hour"
     return Table(fields, figures.kinds, search, search, empty)
@@ -319,7 +315,7 @@ def _count(
     return TopField(title, lambda row: number(value(row)), value, lambda row: style(value(row)), drop=drop)
 
 
-def _red_if_any(value: int | None) -> str:
+def _red_if_any(value: float | None) -> str:
     return "red" if value else ""
 
 
@@ -339,11 +335,14 @@ def _depths(stats: Callable[[Any], FamilyStats | LaneStats]) -> list[TopField]:
     ]
 
 
-def _failures(past: Callable[[Any], Series | None], drop: int = 0) -> TopField:
-    def value(row: Any) -> float | None:
-        return recent_failures(past(row))
-
-    return TopField("fail/s", lambda row: rate(value(row)), value, lambda row: "red" if value(row) else "", drop=drop)
+def _rate(
+    title: str,
+    value: Callable[[Any], float | None],
+    style: Callable[[float | None], str] = lambda _: "",
+    *,
+    drop: int = 0,
+) -> TopField:
+    return TopField(title, lambda row: rate(value(row)), value, lambda row: style(value(row)), width=6, drop=drop)
 
 
 def _spark(past: Callable[[Any], Series | None]) -> TopField:

@@ -22,7 +22,7 @@ from ...inspect import (
     stats,
 )
 from ...metrics import EVERY_S, History, Series
-from .figures import FamilyRow, Figures
+from .figures import FamilyRow, Figures, KindRow, Rates, RecentRates
 from .place import Place
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class TopReader:
         self._samples: stats.Samples = {}
         self._history = History(self._link, self._topology, "minute", since_s=PAST_S)
         self._past: dict[tuple[str, str], Series] = {}
+        self._rates: dict[tuple[str, str], RecentRates] = {}
         self._past_until = 0.0
         self._past_error = ""
         self.shown_lanes: stats.ChooseAged = lambda found: found
@@ -85,7 +86,7 @@ class TopReader:
             case "kinds":
                 names = [place.family] if place.family else self._history.families
                 kinds = [(family, kind) for family in names for kind in self._history.names(family)]
-                return {"kinds": tuple(self._series(family, kind) for family, kind in kinds)}
+                return {"kinds": tuple(self._kind_row(family, kind) for family, kind in kinds)}
             case "pauses":
                 pauses = await read_pauses_if_allowed(self._link, self._topology)
                 return {"pauses": tuple(each for each in pauses if place.family in ("", each.family))}
@@ -169,17 +170,25 @@ class TopReader:
         self._past_until = now + EVERY_S
         return self._past_error
 
-    def _series(self, family: str, kind: str = "") -> Series:
+    def _series(self, family: str, kind: str = "") -> tuple[Series, Rates]:
+        """Return the last hour of a family or a kind, and its rates; made once for each reading of the history."""
         key = family, kind
         if key not in self._past:
-            self._past[key] = self._history.series(family, kind)
-        return self._past[key]
+            series = self._past[key] = self._history.series(family, kind)
+            self._rates.setdefault(key, RecentRates()).update(series, self._history.now)
+        return self._past[key], self._rates[key].now
+
+    def _kind_row(self, family: str, kind: str) -> KindRow:
+        series, rates = self._series(family, kind)
+        return KindRow(series, series.sums, rates)
 
     def _family_row(self, family: FamilyStats, workers: Sequence[WorkerStats] | None) -> FamilyRow:
-        known = not self._past_error and family.family in self._history.families
+        past, rates = None, Rates(family.rate_done)  # gone from the stream: all that is known without a history
+        if not self._past_error and family.family in self._history.families:
+            past, rates = self._series(family.family)
         serving = None if workers is None else sum(_serves(each, family.family) for each in workers)
         is_inbox = self._topology.family(family.family).role != "work"
-        return FamilyRow(family, self._series(family.family) if known else None, serving, is_inbox)
+        return FamilyRow(family, past, rates, serving, is_inbox)
 
 
 def _serves(worker: WorkerStats, family: str) -> bool:

@@ -14,7 +14,15 @@ from ..units import short_size
 from . import output
 from .explain import print_explanation
 from .history import format_percentiles, spark
-from .options import Json, ServerOptions, add_command, is_like_family
+from .options import (
+    WATCH_MIN_S,
+    Json,
+    ServerOptions,
+    WatchesByDefault,
+    add_command,
+    duration_option,
+    is_like_family,
+)
 from .output import Column
 from .pause import describe_pause, print_pauses
 from .timeline import describe_event, format_span, format_timestamp
@@ -39,7 +47,9 @@ def register(app: typer.Typer) -> None:
             "  aiqueue inspect                              all families",
             "  aiqueue inspect agent.tasks --tenant acme    lanes of a family and tenant",
             "  aiqueue inspect 06h0ehe6b82hdkoi8l1epcnf0g   one job",
+            "  aiqueue inspect agent.tasks --watch 5        drawn again every 5 seconds",
         ),
+        cls=WatchesByDefault,
     )(inspect)
 
 
@@ -59,11 +69,15 @@ def inspect(
         ),
     ] = None,
     tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Limit the output to this tenant.")] = None,
+    watch: Annotated[
+        float | None,
+        duration_option("Show it again and again, every so many seconds (2), until Ctrl-C.", metavar="[SECONDS]"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show all families, the lanes of a family, or one job with its timeline.
 
-    Reads only, changes nothing.
+    Reads only, changes nothing. With --watch and --json: one object a line.
     """
     from .. import subjects  # noqa: PLC0415
     from ..inspect import (  # noqa: PLC0415
@@ -88,6 +102,7 @@ def inspect(
         if family is not None or tenant is not None:
             families = topology.work_families if family is None else [topology.family(family)]
             lanes = [lane for each in families for lane in await stats.lanes(link, topology, each.name)]
+            lanes = [lane for lane in lanes if tenant in (None, lane.tenant)]
             if json:
                 return lanes, [], [], None
             pauses = await read_pauses_if_allowed(link, topology)
@@ -98,21 +113,40 @@ def inspect(
         schedules = (0, 0) if json else await count_schedules_if_allowed(link, topology)
         return await stats.overview(link, topology), schedules
 
-    found = options.run_with_client(fetch, reads=True)
-    if job is not None:
-        found_job, explanation = found
-        print_job(found_job, explanation, json)
-    elif family is None and tenant is None:
-        families, (schedules, paused) = found
-        _print_families(families, json)
-        _print_schedules(schedules, paused)
-    else:
-        lanes, waiting, pauses, past = found
-        _print_lanes([lane for lane in lanes if tenant in (None, lane.tenant)], family, tenant, json)
-        _print_waiting(waiting)
-        _print_paused(pauses)
-        if past is not None and not json:
-            _print_last_hour(past)
+    def show(found: Any) -> None:
+        if job is not None:
+            found_job, why = found
+            print_job(found_job, why, json)
+        elif family is None and tenant is None:
+            _print_families(found[0], json)
+            _print_schedules(*found[1])
+        else:
+            lanes, waiting, pauses, past = found
+            _print_lanes(lanes, family, tenant, json)
+            _print_waiting(waiting)
+            _print_paused(pauses)
+            if past is not None and not json:
+                _print_last_hour(past)
+
+    def as_json(found: Any) -> dict[str, Any]:
+        if job is not None:
+            return {"job": _job_as_json(*found)}
+        return {"families" if family is None and tenant is None else "lanes": [asdict(each) for each in found[0]]}
+
+    if watch is None:
+        show(options.run_with_client(fetch, reads=True))
+        return
+    if watch < WATCH_MIN_S:
+        raise BadInput(f"--watch must be at least {WATCH_MIN_S:g}s")
+    from .live import WatchedOutput  # noqa: PLC0415
+
+    shown = " ".join(filter(None, ("aiqueue inspect", family or job, tenant and f"--tenant {tenant}")))
+    options.run_with_client(
+        lambda client: WatchedOutput(
+            client, fetch, show, title=shown, interval_s=watch, as_json=as_json if json else None
+        ).run(),
+        reads=True,
+    )
 
 
 async def _read_last_hour(client: Client, family: str) -> Series | None:
@@ -280,7 +314,7 @@ def _format_limit(value: int) -> str:
 def print_job(found: JobStats, explanation: Explanation | None, json: bool) -> None:
     """Print one job, why it waits, its timeline, children and result."""
     if json:
-        output.print_json(asdict(found) | {"explanation": explanation and asdict(explanation)})
+        output.print_json(_job_as_json(found, explanation))
         return
     state = output.apply_style(found.state.replace("_", " "), _STATES.get(found.state, "cyan"))
     output.print_line(
@@ -318,6 +352,10 @@ def print_job(found: JobStats, explanation: Explanation | None, json: bool) -> N
         if len(text) > RESULT_CHARACTERS_MAX:
             whole = f"`aiqueue inspect {found.job_id} --json` prints them all"
             output.print_line(f"… the first {RESULT_CHARACTERS_MAX:,} of {len(text):,} characters: {whole}")
+
+
+def _job_as_json(found: JobStats, explanation: Explanation | None) -> dict[str, Any]:
+    return asdict(found) | {"explanation": explanation and asdict(explanation)}
 
 
 def _print_children(children: Sequence[ChildStats], indent: str) -> None:

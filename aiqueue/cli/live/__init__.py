@@ -9,5 +9,6 @@ from __future__ import annotations
 from .poller import Poller
 from .run_view import View, run_view
 from .styled import crop, fold, reverse
+from .watched import WatchedOutput
 
-__all__ = ["Poller", "View", "crop", "fold", "reverse", "run_view"]
+__all__ = ["Poller", "View", "WatchedOutput", "crop", "fold", "reverse", "run_view"]

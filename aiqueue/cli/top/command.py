@@ -9,12 +9,10 @@ import typer
 
 from ...errors import BadInput
 from .. import output
-from ..options import ServerOptions, add_command, duration_option
+from ..options import WATCH_MIN_S, ServerOptions, add_command, duration_option
 
 if TYPE_CHECKING:
     from ...client import Client
-
-INTERVAL_S, INTERVAL_MIN_S = 2.0, 0.2
 
 
 def register(app: typer.Typer) -> None:
@@ -54,8 +52,8 @@ def top(
         subjects.token("tenant", tenant)
         if family is None:
             raise BadInput("--tenant needs a family, such as `aiqueue top agent.tasks --tenant acme`")
-    if interval < INTERVAL_MIN_S:
-        raise BadInput(f"--interval must be at least {INTERVAL_MIN_S:g}s")
+    if interval < WATCH_MIN_S:
+        raise BadInput(f"--interval must be at least {WATCH_MIN_S:g}s")
     once = not lines and not sys.stdout.isatty()
 
     async def show(client: Client) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -80,12 +80,6 @@ def inspect(
     Reads only, changes nothing. With --watch and --json: one object a line.
     """
     from .. import subjects  # noqa: PLC0415
-    from ..inspect import (  # noqa: PLC0415
-        count_schedules_if_allowed,
-        read_pauses_if_allowed,
-        read_waiting_kinds,
-        stats,
-    )
 
     if tenant is not None:
         subjects.token("tenant", tenant)
@@ -94,59 +88,82 @@ def inspect(
         if job not in (None, target):
             raise BadInput(f"two job ids given, {target} and {job}: give one")
         job = target
-
-    async def fetch(client: Client) -> Any:
-        link, topology = client.connection, client.topology
-        if job is not None:
-            return await _find_job(client, job, family, tenant)
-        if family is not None or tenant is not None:
-            families = topology.work_families if family is None else [topology.family(family)]
-            lanes = [lane for each in families for lane in await stats.lanes(link, topology, each.name)]
-            lanes = [lane for lane in lanes if tenant in (None, lane.tenant)]
-            if json:
-                return lanes, [], [], None
-            pauses = await read_pauses_if_allowed(link, topology)
-            pauses = [each for each in pauses if family in (None, each.family)]
-            pauses = [each for each in pauses if tenant is None or each.tenant in (None, tenant)]
-            past = None if family is None or tenant is not None else await _read_last_hour(client, family)
-            return lanes, await read_waiting_kinds(link, topology, families), pauses, past
-        schedules = (0, 0) if json else await count_schedules_if_allowed(link, topology)
-        return await stats.overview(link, topology), schedules
-
-    def show(found: Any) -> None:
-        if job is not None:
-            found_job, why = found
-            print_job(found_job, why, json)
-        elif family is None and tenant is None:
-            _print_families(found[0], json)
-            _print_schedules(*found[1])
-        else:
-            lanes, waiting, pauses, past = found
-            _print_lanes(lanes, family, tenant, json)
-            _print_waiting(waiting)
-            _print_paused(pauses)
-            if past is not None and not json:
-                _print_last_hour(past)
-
-    def as_json(found: Any) -> dict[str, Any]:
-        if job is not None:
-            return {"job": _job_as_json(*found)}
-        return {"families" if family is None and tenant is None else "lanes": [asdict(each) for each in found[0]]}
-
+    view = _Inspected(family, tenant, job, json)
     if watch is None:
-        show(options.run_with_client(fetch, reads=True))
+        view.show(options.run_with_client(view.read, reads=True))
         return
     if watch < WATCH_MIN_S:
         raise BadInput(f"--watch must be at least {WATCH_MIN_S:g}s")
     from .live import WatchedOutput  # noqa: PLC0415
 
-    shown = " ".join(filter(None, ("aiqueue inspect", family or job, tenant and f"--tenant {tenant}")))
-    options.run_with_client(
-        lambda client: WatchedOutput(
-            client, fetch, show, title=shown, interval_s=watch, as_json=as_json if json else None
-        ).run(),
-        reads=True,
-    )
+    title = " ".join(filter(None, ("aiqueue inspect", family, job, tenant and f"--tenant {tenant}")))
+    as_json = view.as_json if json else None
+
+    async def run(client: Client) -> None:
+        await WatchedOutput(client, view.read, view.show, title=title, interval_s=watch, as_json=as_json).run()
+
+    options.run_with_client(run, reads=True)
+
+
+@dataclass(frozen=True)
+class _Inspected:
+    """What is inspected: all families, the lanes of a family or a tenant, or a job; and how that is read and shown."""
+
+    family: str | None
+    tenant: str | None
+    job: str | None
+    json: bool
+
+    async def read(self, client: Client) -> Any:
+        """Return what is shown. Raises NotFound, and what else the readings raise."""
+        from ..inspect import count_schedules_if_allowed, stats  # noqa: PLC0415
+
+        link, topology = client.connection, client.topology
+        if self.job is not None:
+            return await _find_job(client, self.job, self.family, self.tenant)
+        if self.family is not None or self.tenant is not None:
+            return await self._read_lanes(client)
+        schedules = (0, 0) if self.json else await count_schedules_if_allowed(link, topology)
+        return await stats.overview(link, topology), schedules
+
+    async def _read_lanes(self, client: Client) -> Any:
+        from ..inspect import read_pauses_if_allowed, read_waiting_kinds, stats  # noqa: PLC0415
+
+        link, topology, family, tenant = client.connection, client.topology, self.family, self.tenant
+        families = topology.work_families if family is None else [topology.family(family)]
+        lanes = [lane for each in families for lane in await stats.lanes(link, topology, each.name)]
+        lanes = [lane for lane in lanes if tenant in (None, lane.tenant)]
+        if self.json:
+            return lanes, [], [], None
+        pauses = await read_pauses_if_allowed(link, topology)
+        pauses = [each for each in pauses if family in (None, each.family)]
+        pauses = [each for each in pauses if tenant is None or each.tenant in (None, tenant)]
+        past = None if family is None or tenant is not None else await _read_last_hour(client, family)
+        return lanes, await read_waiting_kinds(link, topology, families), pauses, past
+
+    def show(self, found: Any) -> None:
+        """Print what was read."""
+        if self.job is not None:
+            job, explanation = found
+            print_job(job, explanation, self.json)
+        elif self.family is None and self.tenant is None:
+            families, (schedules, paused) = found
+            _print_families(families, self.json)
+            _print_schedules(schedules, paused)
+        else:
+            lanes, waiting, pauses, past = found
+            _print_lanes(lanes, self.family, self.tenant, self.json)
+            _print_waiting(waiting)
+            _print_paused(pauses)
+            if past is not None and not self.json:
+                _print_last_hour(past)
+
+    def as_json(self, found: Any) -> dict[str, Any]:
+        """Return what was read as an object of a line."""
+        if self.job is not None:
+            return {"job": _job_as_json(*found)}
+        name = "families" if self.family is None and self.tenant is None else "lanes"
+        return {name: [asdict(each) for each in found[0]]}
 
 
 async def _read_last_hour(client: Client, family: str) -> Series | None:

@@ -18,7 +18,7 @@ WINDOW_S = 15.0
 MINUTE_S = 60.0
 
 
-class Rates(NamedTuple):
+class OutcomeRates(NamedTuple):
     """How many attempts ended well, and failed, in a second. None: nothing is known of it."""
 
     done: float | None = None
@@ -30,7 +30,7 @@ class FamilyRow(NamedTuple):
 
     stats: FamilyStats
     past: Series | None
-    rates: Rates
+    rates: OutcomeRates
     workers: int | None
     is_inbox: bool = False
 
@@ -40,7 +40,7 @@ class KindRow(NamedTuple):
 
     past: Series
     sums: JobSums
-    rates: Rates
+    rates: OutcomeRates
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Figures:
 
 
 class RecentRates:
-    """Rates over the last WINDOW_S, from a history that is read again and again; at first over its last minute.
+    """OutcomeRates over the last WINDOW_S, from a history that is read again and again; at first over its last minute.
 
     Workers report every 5 s, each at its own time, and the history keeps sums of minutes.
     """
@@ -75,7 +75,7 @@ class RecentRates:
     def __init__(self) -> None:
         self._before: dict[int, tuple[int, int]] = {}  # done and failed, by minute
         self._steps: deque[tuple[float, int, int]] = deque()  # when it was read, and what had come since the last time
-        self.now = Rates()
+        self.now = OutcomeRates()
 
     def update(self, past: Series, at: float) -> None:
         """Note what is known `at` this time, in seconds."""
@@ -90,21 +90,23 @@ class RecentRates:
         while len(self._steps) > 2 and self._steps[1][0] <= at - WINDOW_S:
             self._steps.popleft()
         if not minutes:
-            self.now = Rates()
+            self.now = OutcomeRates()
         elif at - self._steps[0][0] < WINDOW_S / 2:
             self.now = _rates_of_minute(past)
         else:
             over_s = at - self._steps[0][0]
             steps = list(self._steps)[1:]
-            self.now = Rates(sum(each[1] for each in steps) / over_s, sum(each[2] for each in steps) / over_s)
+            self.now = OutcomeRates(sum(each[1] for each in steps) / over_s, sum(each[2] for each in steps) / over_s)
 
 
-def _rates_of_minute(past: Series) -> Rates:
+def _rates_of_minute(past: Series) -> OutcomeRates:
     """Return the rates over the last 60 s: those of this minute, and a part of those of the one before."""
     points = past.points[-2:]
     if not points or all(each.sums is None for each in points):
-        return Rates()
+        return OutcomeRates()
     left = max(0.0, 1 - points[-1].length_s / MINUTE_S) if len(points) > 1 else 1.0
     shares = (left, 1.0)[-len(points) :]
     known = [(each.sums, share) for each, share in zip(points, shares, strict=True) if each.sums is not None]
-    return Rates(*(sum(getattr(sums, name) * share for sums, share in known) / MINUTE_S for name in Rates._fields))
+    return OutcomeRates(
+        *(sum(getattr(sums, name) * share for sums, share in known) / MINUTE_S for name in OutcomeRates._fields)
+    )

@@ -22,7 +22,7 @@ from ...inspect import (
     stats,
 )
 from ...metrics import EVERY_S, History, Series
-from .figures import FamilyRow, Figures, KindRow, Rates, RecentRates
+from .figures import FamilyRow, Figures, KindRow, OutcomeRates, RecentRates
 from .place import Place
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class TopReader:
         self._past_until = now + EVERY_S
         return self._past_error
 
-    def _series(self, family: str, kind: str = "") -> tuple[Series, Rates]:
+    def _series(self, family: str, kind: str = "") -> tuple[Series, OutcomeRates]:
         """Return the last hour of a family or a kind, and its rates; made once for each reading of the history."""
         key = family, kind
         if key not in self._past:
@@ -183,7 +183,7 @@ class TopReader:
         return KindRow(series, series.sums, rates)
 
     def _family_row(self, family: FamilyStats, workers: Sequence[WorkerStats] | None) -> FamilyRow:
-        past, rates = None, Rates(family.rate_done)  # gone from the stream: all that is known without a history
+        past, rates = None, OutcomeRates(family.rate_done)  # gone from the stream: all that is known without a history
         if not self._past_error and family.family in self._history.families:
             past, rates = self._series(family.family)
         serving = None if workers is None else sum(_serves(each, family.family) for each in workers)

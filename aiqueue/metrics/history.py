@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..connection import Connection
 from ..errors import NotFound
 from ..topology import Topology
-from .metric_subjects import LEVEL_S, OTHER, WORKERS, Level, MetricKey, metric_filter, parse_metric
+from .metric_subjects import LEVEL_S, OTHER, WORKERS, Level, metric_filter, parse_metric
 from .sums import JobSums
 
 PAGE = 1_000  # counters that are read at once
@@ -62,7 +62,8 @@ class History:
         self._stream = topology.metrics_stream.name
         self._level, self._since_s = level, since_s
         self._filter = metric_filter(level, family or "*.*")
-        self._values: dict[MetricKey, int] = {}
+        self._values: dict[tuple[str, str], dict[tuple[int, str], int]] = {}  # by family and name, by time and what
+        self._times: dict[str, set[int]] = defaultdict(set)  # by family: of which times something is known
         self._created: str | None = None
         self._next_seq = 0
         self.now = 0.0  # the server's time at the last update
@@ -74,6 +75,7 @@ class History:
         if info["created"] != self._created:  # another stream, which counts from 1
             self._created, self._next_seq = info["created"], 0
             self._values.clear()
+            self._times.clear()
         since = self._oldest() if self._next_seq == 0 and self._level != "total" else None
         pages = self._connection.read(
             self._stream, self._filter, seq=max(1, self._next_seq), since=since, batch=PAGE, ahead=True
@@ -82,45 +84,40 @@ class History:
             self._next_seq = stored.seq + 1
             key = parse_metric(stored.subject)
             if key is not None and (value := _value_of(stored.data)) is not None:
-                self._values[key] = value
+                self._values.setdefault((key.family, key.name), {})[key.at, key.what] = value
+                self._times[key.family].add(key.at)
         if self._level != "total":
-            oldest = self._oldest()
-            for key in [key for key in self._values if key.at < oldest]:
-                del self._values[key]
+            self._drop_before(self._oldest())
 
     @property
     def families(self) -> list[str]:
         """The families of which something is known, sorted."""
-        return sorted({key.family for key in self._values})
+        return sorted({family for family, _ in self._values})
 
     def names(self, family: str) -> list[str]:
         """Return the kinds of a family that have counters, or its tenants; ``=other`` last."""
-        found = {key.name for key in self._values if key.family == family} - {WORKERS}
+        found = {name for of, name in self._values if of == family} - {WORKERS}
         return sorted(found, key=lambda name: (name == OTHER, name))
 
     def series(self, family: str, name: str = "") -> Series:
         """Return what is known of a family, or of one of its kinds or tenants, up to the last update."""
         counters: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        workers: dict[int, int] = {}
-        for key, value in self._values.items():
-            if key.family != family:
-                continue
-            if key.name == WORKERS:
-                workers[key.at] = value
-            elif name in ("", key.name):
-                counters[key.at][key.what] += value
-            else:
-                counters[key.at]  # something is known of this time: no job of the name ended
+        workers = {at: value for (at, _), value in self._values.get((family, WORKERS), {}).items()}
+        for each in [name] if name else self.names(family):
+            for (at, what), value in self._values.get((family, each), {}).items():
+                counters[at][what] += value
+        for at in self._times.get(family, ()):
+            counters[at]  # something is known of this time, also if no job of the name ended
         return Series(family, name, tuple(self._points(counters, workers)))
 
     def totals(self) -> Mapping[tuple[str, str], JobSums]:
         """Return the sums of all jobs by family and kind, at the level "total". They only grow, until a kind has had no
         job for 90 days.
         """
-        counters: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
-        for key, value in self._values.items():
-            if key.name != WORKERS:
-                counters[key.family, key.name][key.what] = value
+        counters: dict[tuple[str, str], dict[str, int]] = {}
+        for key, values in self._values.items():
+            if key[1] != WORKERS:
+                counters[key] = {what: value for (_, what), value in values.items()}
         return {key: JobSums.of(each) for key, each in counters.items()}
 
     def _points(self, counters: Mapping[int, Mapping[str, int]], workers: Mapping[int, int]) -> Iterable[Point]:
@@ -129,6 +126,18 @@ class History:
             is_known = at in counters or at in workers
             sums = JobSums.of(counters.get(at, {})) if is_known else None
             yield Point(at, min(float(step), max(0.0, self.now - at)), workers.get(at, 0), sums)
+
+    def _drop_before(self, oldest: int) -> None:
+        """Forget what was before the history begins."""
+        if not any(at < oldest for times in self._times.values() for at in times):
+            return
+        self._values = {
+            key: kept
+            for key, values in self._values.items()
+            if (kept := {at: value for at, value in values.items() if at[0] >= oldest})
+        }
+        for family, times in self._times.items():
+            self._times[family] = {at for at in times if at >= oldest}
 
     def _oldest(self) -> int:
         """Return when the minute or hour began in which the history begins."""

@@ -10,16 +10,16 @@ RESET = "\x1b[0m"
 
 def crop(line: str, width: int) -> str:
     """Return the part of a line that fits into a width. Colours end with it."""
-    if len(line) <= width and line.isascii():
+    if len(line) <= width and line.isascii() and "\t" not in line:
         return line
     return fold(line, width)[0]
 
 
 def fold(line: str, width: int) -> list[str]:
-    """Return a line as several of at most this width. A colour goes on over the folds."""
+    """Return a line as several of at most this width. A colour goes on over the folds, and a tab is a space."""
     from rich.cells import cell_len  # noqa: PLC0415
 
-    width = max(2, width)  # a wide character needs two
+    width, line = max(2, width), line.replace("\t", " ")  # a wide character needs two
     plain = _STYLE.sub("", line)
     if len(plain) <= width and cell_len(plain) <= width:
         return [line]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ...inspect import WorkerStats
 
 _SUMS = {"pending": "pending", "in flight": "in_flight", "parked": "parked", "dead": "dead"}
+PLAIN_WIDTH = 240  # of lines in a pipe or a file
 HEAD = 5  # lines above the list's header
 HINTS = "Enter in  Esc back  / filter  s sort  p pause  R replay  ? help  q quit"
 HELP = """\
@@ -73,9 +74,9 @@ def draw_frame(
 def draw_plain(place: Place, figures: Figures | None, problem: str, columns: int | None) -> list[str]:
     """Return the same as lines without a cursor: all rows, or why they are not known. For pipes and plain terminals.
 
-    `columns` None: as wide as need be.
+    `columns` None: as wide as need be, up to PLAIN_WIDTH.
     """
-    width = columns or 10_000
+    width = columns or PLAIN_WIDTH
     clock = time.strftime("%H:%M:%S")
     if problem or figures is None:
         return [f"{clock} {output.escape_controls(problem or 'reading …')}"]
@@ -83,11 +84,12 @@ def draw_plain(place: Place, figures: Figures | None, problem: str, columns: int
         lines = [f"{clock} {place.scope}: {_depth_line(figures)}", f"{clock} {_activity_line(figures)}"]
         lines += [f"{name}: {text}" for name, text in figures.notes.items()]
         if figures.missing:
-            return [*lines, figures.missing]
-        table = table_of(figures)
-        header, rows = table.render(table.rows, width - 1)
-        lines += [header, *rows] if rows else [table.empty]
-    return [output.truncate(each, columns) if len(each) > width else output.escape_controls(each) for each in lines]
+            lines.append(figures.missing)
+        else:
+            table = table_of(figures)
+            header, rows = table.render(table.rows, width)
+            lines += [header, *rows] if rows else [table.empty]
+    return [crop(output.escape_controls(each).replace("\n", " "), width) for each in lines]
 
 
 def _head(place: Place, figures: Figures | None, problem: str, columns: int, interval_s: float) -> list[str]:
@@ -161,7 +163,7 @@ def _body(
     if figures is None:
         return ["", "reading …"], Shown(None, current=False)
     if figures.missing:
-        return ["", *fold(output.escape_controls(figures.missing), columns)], Shown(None)
+        return ["", *fold(output.truncate(figures.missing, None), columns)], Shown(None)
     if figures.place.pane in ("job", "worker"):
         return _details(state, figures, columns, height, current=current)
     table = table_of(figures)

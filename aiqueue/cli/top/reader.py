@@ -140,7 +140,7 @@ class TopReader:
             return {"missing": str(error)}
         why: Explanation | None = None
         if found.state in UNFINISHED:
-            with contextlib.suppress(NotFound):  # it has ended meanwhile
+            with contextlib.suppress(NotFound, AccessDenied):  # it has ended meanwhile, or its state shows that
                 why = await explain_job(self._link, self._topology, found, stored, self._client.limit_rules)
         details: tuple[JobStats, Explanation | None] = found, why
         return {"details": details}

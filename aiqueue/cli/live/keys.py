@@ -8,7 +8,7 @@ import re
 ESCAPE = "\x1b"
 _SEQUENCE = re.compile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|O[ -~])")
 _BEGUN = re.compile("\x1b(?:\\[[0-?]*[ -/]*|O)?")
-_FINAL = {"A": "up", "B": "down", "C": "right", "D": "left", "H": "home", "F": "end", "Z": "back_tab", "M": "enter"}
+_FINAL = {"A": "up", "B": "down", "C": "right", "D": "left", "H": "home", "F": "end", "Z": "back_tab"}
 _NUMBERED = {"1": "home", "4": "end", "5": "page_up", "6": "page_down", "7": "home", "8": "end"}
 _CONTROLS = {
     "\r": "enter", "\n": "enter", "\t": "tab", "\x7f": "backspace", "\x08": "backspace", "\x0c": "redraw",
@@ -64,6 +64,8 @@ def _plain_key(character: str) -> list[str]:
 
 def _sequence_key(sequence: str) -> list[str]:
     """Return the key of a sequence; none of one that is not known, such as a report of the mouse."""
+    if sequence == "\x1bOM":  # of the keypad; after "[<" an M ends a report of the mouse
+        return ["enter"]
     final, number = sequence[-1], sequence[2:-1].partition(";")[0]
     name = _NUMBERED.get(number) if final == "~" else _FINAL.get(final)
     return [name] if name else []

@@ -68,7 +68,7 @@ def draw_frame(
             head, body = head[:1], ["", *HELP.split("\n"), "", "any key goes on"]
     lines = [*head, *body]
     lines += [""] * (rows - len(lines))
-    return Frame([*lines[: rows - len(bottom)], *bottom], shown)
+    return Frame([crop(each, columns) for each in (*lines[: rows - len(bottom)], *bottom)], shown)
 
 
 def draw_plain(place: Place, figures: Figures | None, problem: str, columns: int | None) -> list[str]:

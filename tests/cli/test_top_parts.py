@@ -12,7 +12,7 @@ from aiqueue.cli.live.keys import KeyDecoder
 from aiqueue.cli.live.styled import crop, fold
 from aiqueue.cli.options import add_watch_value
 from aiqueue.cli.top.acts import TopAct
-from aiqueue.cli.top.figures import FamilyRow, Figures, KindRow, OutcomeRates, RecentRates
+from aiqueue.cli.top.figures import FamilyRow, Figures, KindRow, KnownAges, OutcomeRates, RecentRates
 from aiqueue.cli.top.frame import draw_frame, draw_plain
 from aiqueue.cli.top.panes import number, rate, table_of
 from aiqueue.cli.top.place import Place
@@ -94,6 +94,18 @@ class TestRates:
         rates = RecentRates()
         rates.update(Series("agent.tasks", "", (Point(NOW, 60.0, 0, None),)), NOW)
         assert rates.now == (None, None)
+
+
+class TestKnownAges:
+    def test_lanes_that_were_not_read_are_sorted_by_what_is_known_of_them(self) -> None:
+        ages = KnownAges()
+        assert [each.oldest_age_s for each in ages.fill([lane("a", oldest_age_s=5.0)], 100.0)] == [5.0]
+        unread = [lane("a", oldest_age_s=None), lane("b", oldest_age_s=None), lane("a", oldest_age_s=None, pending=0)]
+        assert [each.oldest_age_s for each in ages.fill(unread, 110.0)] == [15.0, None, None]
+
+    def test_all_are_read_every_15_seconds(self) -> None:
+        ages = KnownAges()
+        assert [ages.begin_all(now) for now in (100.0, 102.0, 114.9, 115.0, 117.0)] == [True, False, False, True, False]
 
 
 class TestCells:

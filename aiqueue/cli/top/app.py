@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -109,9 +110,9 @@ class TopApp:
             self.poller.hurry()
 
     def _shown_lanes(self, lanes: Sequence[LaneStats]) -> Iterable[LaneStats]:
-        """Return the lanes that are visible, whose oldest jobs are read; all where they are sorted by them."""
+        """Return the lanes that are visible, whose oldest jobs are read; at times all where they are sorted by them."""
         look = self.state.look
-        if look.sort == "oldest":
+        if look.sort == "oldest" and self._reader.ages.begin_all(time.monotonic()):
             return lanes
         table = table_of(Figures(look.place, lanes=tuple(lanes)))
         rows = table.arrange(look.sort, look.reverse, look.wanted)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .place import Place
@@ -15,7 +15,40 @@ if TYPE_CHECKING:
     from ...metrics import JobSums, Series
 
 WINDOW_S = 15.0
+AGES_EVERY_S = 15.0
 MINUTE_S = 60.0
+
+
+class KnownAges:
+    """The ages of lanes' oldest jobs as they were read last, by which lanes are sorted that are not visible.
+
+    All of them are read rarely: that is a request for each lane.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], tuple[float, float]] = {}
+        self._all_until = 0.0
+
+    def fill(self, lanes: Iterable[LaneStats], now: float) -> list[LaneStats]:
+        """Return the lanes, with the ages that they must have `now` where they were not read. Note those that were."""
+        filled = []
+        for each in lanes:
+            key = each.family, each.tenant, each.priority, each.key_hash
+            if each.oldest_age_s is not None:
+                self._known[key] = each.oldest_age_s, now
+            elif each.pending and key in self._known:
+                age_s, at = self._known[key]
+                filled.append(replace(each, oldest_age_s=age_s + now - at))
+                continue
+            filled.append(each)
+        return filled
+
+    def begin_all(self, now: float) -> bool:
+        """Return whether all are to be read; then for AGES_EVERY_S not again."""
+        if now < self._all_until:
+            return False
+        self._all_until = now + AGES_EVERY_S
+        return True
 
 
 class OutcomeRates(NamedTuple):

@@ -100,8 +100,8 @@ def _families(figures: Figures) -> Table:
         _count("dead", lambda row: row.stats.dead, _red_if_any),
         TopField("oldest", lambda row: output.format_age(row.stats.oldest_age_s), _stat("oldest_age_s"), width=6),
         _rate("in/s", lambda row: row.stats.rate_in, drop=5),
-        _rate("done/s", lambda row: row.rates.done),
-        _rate("fail/s", lambda row: row.rates.failed, _red_if_any),
+        _rate("done/s", lambda row: row.rates.done, drop=1),
+        _rate("fail/s", lambda row: row.rates.failed, _red_if_any, drop=2),
         _count("lanes", lambda row: row.stats.lanes, drop=6),
         TopField("workers", lambda row: number(row.workers), lambda row: row.workers, _workers_style, drop=7),
         TopField("stored", lambda row: _size(row.stats.size_bytes), _stat("size_bytes"), drop=8),
@@ -142,12 +142,14 @@ def _lanes(figures: Figures) -> Table:
 
     fields = [
         _words("tenant", lambda row: "(all)" if row.tenant == "*" else row.tenant, _lane_style, floor=NAME_MIN),
-        TopField("priority", lambda row: row.priority, right=False),
+        TopField("priority", lambda row: row.priority, right=False, drop=2),
         *_depths(lambda row: row),
         _count("redelivered", lambda row: row.redelivered, drop=6),
         TopField("oldest", _lane_oldest, lambda row: row.oldest_age_s, width=6),
         TopField("limit", lambda row: number(row.limit) if row.limit > 0 else "none", lambda row: row.limit, drop=5),
-        TopField("workers", workers, workers, lambda row: LANE_STYLES.get(workers(row), ""), right=False, low=True),
+        TopField(
+            "workers", workers, workers, lambda row: LANE_STYLES.get(workers(row), ""), right=False, low=True, drop=1
+        ),
         *([_words("key", lambda row: row.shown_key)] if any(row.key_hash for row in rows) else []),
     ]
 

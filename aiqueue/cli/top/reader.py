@@ -22,7 +22,7 @@ from ...inspect import (
     stats,
 )
 from ...metrics import EVERY_S, History, Series
-from .figures import FamilyRow, Figures, KindRow, OutcomeRates, RecentRates
+from .figures import FamilyRow, Figures, KindRow, KnownAges, OutcomeRates, RecentRates
 from .place import Place
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class TopReader:
         self._past_until = 0.0
         self._past_error = ""
         self.shown_lanes: stats.ChooseAged = lambda found: found
+        self.ages = KnownAges()
         self.jobs_limit = 100
 
     async def read(self, place: Place) -> Figures:
@@ -101,7 +102,8 @@ class TopReader:
 
     async def _read_lanes(self, place: Place) -> dict[str, Any]:
         def choose(found: Sequence[LaneStats]) -> Sequence[LaneStats]:
-            return list(self.shown_lanes([each for each in found if place.tenant in ("", each.tenant)]))
+            known = self.ages.fill(found, time.monotonic())
+            return list(self.shown_lanes([each for each in known if place.tenant in ("", each.tenant)]))
 
         try:
             family, lanes = await stats.family_with_lanes(
@@ -110,6 +112,7 @@ class TopReader:
         except NotFound:
             stream = self._topology.family(place.family).stream
             return {"missing": f"stream {stream} does not exist: run `aiqueue apply`"}
+        lanes = self.ages.fill(lanes, time.monotonic())
         lanes = [each for each in lanes if place.tenant in ("", each.tenant)]
         return {"stats": [family], "lanes": tuple(lanes)}
 

@@ -116,16 +116,24 @@ def run_audited(
     an embedded server is started for it also where it has no data.
     """
     silence_log()
+    return options.run_with_client(lambda client: work_audited(client, act, target, work), acts=not creates)
+
+
+async def work_audited(
+    client: Client,
+    act: str,
+    target: Mapping[str, Any],
+    work: Callable[[Client, AuditedAct], Awaitable[T]],
+    *,
+    warn: Callable[[str], None] | None = None,
+) -> T:
+    """As `run_audited`, for a client that is open. `warn` is told why the line could not be stored; "" if it was."""
     stated = {name: value for name, value in target.items() if value not in (None, "", False, [])}
-
-    async def run(client: Client) -> T:
-        async with client.audit.act(act, stated) as audited:
-            try:
-                return await work(client, audited)
-            finally:
-                warn_unaudited(audited.problem)
-
-    return options.run_with_client(run, acts=not creates)
+    async with client.audit.act(act, stated) as audited:
+        try:
+            return await work(client, audited)
+        finally:
+            (warn or warn_unaudited)(audited.problem)
 
 
 def run_counted(

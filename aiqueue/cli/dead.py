@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -216,11 +216,21 @@ def replay(
     """
     selection = _Selection(seqs, _filter(family, tenant, kind, job, older), everything)
 
-    async def replay_selected(client: Client, audited: AuditedAct) -> _Outcome:
+    async def replay_selected(client: Client, audited: AuditedAct) -> DeadOutcome:
         found = await selection.find(client.dead)
         return await _apply_to_each(client.dead, found, client.dead.replay, "replaying", audited)
 
     _print_outcome(run_audited(options, "dead.replay", selection.describe(), replay_selected), "replayed", json)
+
+
+def make_replay(seq: int) -> tuple[dict[str, Any], Callable[[Client, AuditedAct], Awaitable[DeadOutcome]]]:
+    """Return what the audit says of the replay of one dead letter, and what replays it, without a progress bar."""
+    selection = _Selection([seq], _filter(None, None, None, None, None), everything=False)
+
+    async def run(client: Client, audited: AuditedAct) -> DeadOutcome:
+        return await _apply_to_each(client.dead, [seq], client.dead.replay, "", audited)
+
+    return selection.describe(), run
 
 
 def purge(
@@ -251,10 +261,10 @@ def purge(
         output.print_line("nothing was deleted", err=True)
         raise typer.Exit(FAILED)
 
-    async def purge_found(client: Client, audited: AuditedAct) -> _Outcome:
+    async def purge_found(client: Client, audited: AuditedAct) -> DeadOutcome:
         return await _apply_to_each(client.dead, found, client.dead.purge, "purging", audited)
 
-    outcome = run_audited(options, "dead.purge", selection.describe(), purge_found) if found else _Outcome()
+    outcome = run_audited(options, "dead.purge", selection.describe(), purge_found) if found else DeadOutcome()
     _print_outcome(outcome, "deleted", json)
 
 
@@ -291,7 +301,7 @@ class _Selection:
 
 
 @dataclass
-class _Outcome:
+class DeadOutcome:
     """How many dead letters were replayed or deleted, and the errors of the others by number."""
 
     done: int = 0
@@ -304,9 +314,12 @@ async def _apply_to_each(
     action: Callable[[DeadLetter], Coroutine[Any, Any, bool]],
     title: str,
     audited: AuditedAct,
-) -> _Outcome:
-    """Apply `action` to each dead letter. Errors of one letter are collected, any other error is raised at once."""
-    outcome = _Outcome()
+) -> DeadOutcome:
+    """Apply `action` to each dead letter. Errors of one letter are collected, any other error is raised at once.
+
+    `title`: of the progress bar; "": none.
+    """
+    outcome = DeadOutcome()
 
     async def numbers() -> AsyncIterator[int]:
         for seq in found:
@@ -338,7 +351,7 @@ async def _apply_to_each(
     return outcome
 
 
-def _print_outcome(outcome: _Outcome, done: str, json: bool) -> None:
+def _print_outcome(outcome: DeadOutcome, done: str, json: bool) -> None:
     if json:
         errors = [{"seq": seq, "error": error} for seq, error in sorted(outcome.errors)]
         output.print_json({done: outcome.done, "errors": errors})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +14,15 @@ from ..units import short_size
 from . import output
 from .explain import print_explanation
 from .history import format_percentiles, spark
-from .options import Json, ServerOptions, add_command, is_like_family
+from .options import (
+    WATCH_MIN_S,
+    Json,
+    ServerOptions,
+    WatchesByDefault,
+    add_command,
+    duration_option,
+    is_like_family,
+)
 from .output import Column
 from .pause import describe_pause, print_pauses
 from .timeline import describe_event, format_span, format_timestamp
@@ -39,7 +47,9 @@ def register(app: typer.Typer) -> None:
             "  aiqueue inspect                              all families",
             "  aiqueue inspect agent.tasks --tenant acme    lanes of a family and tenant",
             "  aiqueue inspect 06h0ehe6b82hdkoi8l1epcnf0g   one job",
+            "  aiqueue inspect agent.tasks --watch 5        drawn again every 5 seconds",
         ),
+        cls=WatchesByDefault,
     )(inspect)
 
 
@@ -59,19 +69,17 @@ def inspect(
         ),
     ] = None,
     tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Limit the output to this tenant.")] = None,
+    watch: Annotated[
+        float | None,
+        duration_option("Show it again and again, every so many seconds (2), until Ctrl-C.", metavar="[SECONDS]"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show all families, the lanes of a family, or one job with its timeline.
 
-    Reads only, changes nothing.
+    Reads only, changes nothing. With --watch and --json: one object a line.
     """
     from .. import subjects  # noqa: PLC0415
-    from ..inspect import (  # noqa: PLC0415
-        count_schedules_if_allowed,
-        read_pauses_if_allowed,
-        read_waiting_kinds,
-        stats,
-    )
 
     if tenant is not None:
         subjects.token("tenant", tenant)
@@ -80,39 +88,82 @@ def inspect(
         if job not in (None, target):
             raise BadInput(f"two job ids given, {target} and {job}: give one")
         job = target
+    view = _Inspected(family, tenant, job, json)
+    if watch is None:
+        view.show(options.run_with_client(view.read, reads=True))
+        return
+    if watch < WATCH_MIN_S:
+        raise BadInput(f"--watch must be at least {WATCH_MIN_S:g}s")
+    from .live import WatchedOutput  # noqa: PLC0415
 
-    async def fetch(client: Client) -> Any:
+    title = " ".join(filter(None, ("aiqueue inspect", family, job, tenant and f"--tenant {tenant}")))
+    as_json = view.as_json if json else None
+
+    async def run(client: Client) -> None:
+        await WatchedOutput(client, view.read, view.show, title=title, interval_s=watch, as_json=as_json).run()
+
+    options.run_with_client(run, reads=True)
+
+
+@dataclass(frozen=True)
+class _Inspected:
+    """What is inspected: all families, the lanes of a family or a tenant, or a job; and how that is read and shown."""
+
+    family: str | None
+    tenant: str | None
+    job: str | None
+    json: bool
+
+    async def read(self, client: Client) -> Any:
+        """Return what is shown. Raises NotFound, and what else the readings raise."""
+        from ..inspect import count_schedules_if_allowed, stats  # noqa: PLC0415
+
         link, topology = client.connection, client.topology
-        if job is not None:
-            return await _find_job(client, job, family, tenant)
-        if family is not None or tenant is not None:
-            families = topology.work_families if family is None else [topology.family(family)]
-            lanes = [lane for each in families for lane in await stats.lanes(link, topology, each.name)]
-            if json:
-                return lanes, [], [], None
-            pauses = await read_pauses_if_allowed(link, topology)
-            pauses = [each for each in pauses if family in (None, each.family)]
-            pauses = [each for each in pauses if tenant is None or each.tenant in (None, tenant)]
-            past = None if family is None or tenant is not None else await _read_last_hour(client, family)
-            return lanes, await read_waiting_kinds(link, topology, families), pauses, past
-        schedules = (0, 0) if json else await count_schedules_if_allowed(link, topology)
+        if self.job is not None:
+            return await _find_job(client, self.job, self.family, self.tenant)
+        if self.family is not None or self.tenant is not None:
+            return await self._read_lanes(client)
+        schedules = (0, 0) if self.json else await count_schedules_if_allowed(link, topology)
         return await stats.overview(link, topology), schedules
 
-    found = options.run_with_client(fetch, reads=True)
-    if job is not None:
-        found_job, explanation = found
-        _print_job(found_job, explanation, json)
-    elif family is None and tenant is None:
-        families, (schedules, paused) = found
-        _print_families(families, json)
-        _print_schedules(schedules, paused)
-    else:
-        lanes, waiting, pauses, past = found
-        _print_lanes([lane for lane in lanes if tenant in (None, lane.tenant)], family, tenant, json)
-        _print_waiting(waiting)
-        _print_paused(pauses)
-        if past is not None and not json:
-            _print_last_hour(past)
+    async def _read_lanes(self, client: Client) -> Any:
+        from ..inspect import read_pauses_if_allowed, read_waiting_kinds, stats  # noqa: PLC0415
+
+        link, topology, family, tenant = client.connection, client.topology, self.family, self.tenant
+        families = topology.work_families if family is None else [topology.family(family)]
+        lanes = [lane for each in families for lane in await stats.lanes(link, topology, each.name)]
+        lanes = [lane for lane in lanes if tenant in (None, lane.tenant)]
+        if self.json:
+            return lanes, [], [], None
+        pauses = await read_pauses_if_allowed(link, topology)
+        pauses = [each for each in pauses if family in (None, each.family)]
+        pauses = [each for each in pauses if tenant is None or each.tenant in (None, tenant)]
+        past = None if family is None or tenant is not None else await _read_last_hour(client, family)
+        return lanes, await read_waiting_kinds(link, topology, families), pauses, past
+
+    def show(self, found: Any) -> None:
+        """Print what was read."""
+        if self.job is not None:
+            job, explanation = found
+            print_job(job, explanation, self.json)
+        elif self.family is None and self.tenant is None:
+            families, (schedules, paused) = found
+            _print_families(families, self.json)
+            _print_schedules(schedules, paused)
+        else:
+            lanes, waiting, pauses, past = found
+            _print_lanes(lanes, self.family, self.tenant, self.json)
+            _print_waiting(waiting)
+            _print_paused(pauses)
+            if past is not None and not self.json:
+                _print_last_hour(past)
+
+    def as_json(self, found: Any) -> dict[str, Any]:
+        """Return what was read as an object of a line."""
+        if self.job is not None:
+            return {"job": _job_as_json(*found)}
+        name = "families" if self.family is None and self.tenant is None else "lanes"
+        return {name: [asdict(each) for each in found[0]]}
 
 
 async def _read_last_hour(client: Client, family: str) -> Series | None:
@@ -215,7 +266,7 @@ def _print_lanes(found: list[LaneStats], family: str | None, tenant: str | None,
             "(all)" if lane.tenant == "*" else lane.tenant, lane.priority, f"{lane.pending:,}",
             f"{lane.in_flight:,}{'+' if lane.partial else ''}", f"{lane.redelivered:,}", f"{lane.parked:,}",
             output.format_age(lane.oldest_age_s),
-            _format_limit(lane.limit), _worker_state(lane), *([lane.shown_key] if has_keys else []),
+            _format_limit(lane.limit), describe_lane_workers(lane), *([lane.shown_key] if has_keys else []),
         ]
         for lane in found
     ]  # fmt: skip
@@ -228,7 +279,7 @@ def _print_lanes(found: list[LaneStats], family: str | None, tenant: str | None,
     ]  # fmt: skip
     output.print_table(columns, rows)
     _print_partial(found)
-    if any(lane.pending and _worker_state(lane) == "none" for lane in found):
+    if any(lane.pending and describe_lane_workers(lane) == "none" for lane in found):
         output.print_line("\nworkers none: jobs are pending, but no worker requests them")
 
 
@@ -256,7 +307,7 @@ def _print_partial(found: Sequence[FamilyStats | LaneStats]) -> None:
         )
 
 
-def _worker_state(lane: LaneStats) -> str:
+def describe_lane_workers(lane: LaneStats) -> str:
     """Return whether workers serve the lane.
 
     Workers whose slots are all in use are busy: they request no jobs. On an idle lane they wait for news of a job.
@@ -278,9 +329,10 @@ def _format_limit(value: int) -> str:
     return f"{value:,}" if value > 0 else "none"
 
 
-def _print_job(found: JobStats, explanation: Explanation | None, json: bool) -> None:
+def print_job(found: JobStats, explanation: Explanation | None, json: bool) -> None:
+    """Print one job, why it waits, its timeline, children and result."""
     if json:
-        output.print_json(asdict(found) | {"explanation": explanation and asdict(explanation)})
+        output.print_json(_job_as_json(found, explanation))
         return
     state = output.apply_style(found.state.replace("_", " "), _STATES.get(found.state, "cyan"))
     output.print_line(
@@ -318,6 +370,10 @@ def _print_job(found: JobStats, explanation: Explanation | None, json: bool) -> 
         if len(text) > RESULT_CHARACTERS_MAX:
             whole = f"`aiqueue inspect {found.job_id} --json` prints them all"
             output.print_line(f"… the first {RESULT_CHARACTERS_MAX:,} of {len(text):,} characters: {whole}")
+
+
+def _job_as_json(found: JobStats, explanation: Explanation | None) -> dict[str, Any]:
+    return asdict(found) | {"explanation": explanation and asdict(explanation)}
 
 
 def _print_children(children: Sequence[ChildStats], indent: str) -> None:

@@ -155,7 +155,7 @@ def _print_jobs(found: list[ListedJob], payload: bool, *, filtered: bool) -> Non
     rows = [
         [
             each.job_id, *([each.family] if several else []), f"{each.tenant}/{each.priority}", each.kind,
-            each.state.replace("_", " "), _format_age(each, now), _format_due(each, now),
+            each.state.replace("_", " "), format_listed_age(each, now), format_due(each, now),
         ]
         for each in found
     ]  # fmt: skip
@@ -167,12 +167,14 @@ def _print_jobs(found: list[ListedJob], payload: bool, *, filtered: bool) -> Non
     output.print_table(columns, rows, below=[_format_below(each, payload) for each in found])
 
 
-def _format_age(job: ListedJob, now: float) -> str:
+def format_listed_age(job: ListedJob, now: float) -> str:
+    """Return since when a job waits, or has failed."""
     at = job.enqueued_at if job.failed_at is None else job.failed_at
     return "-" if at is None else output.format_age(now - at)
 
 
-def _format_due(job: ListedJob, now: float) -> str:
+def format_due(job: ListedJob, now: float) -> str:
+    """Return when a parked job is due; "" if it is not parked."""
     if job.due_at is None:
         return ""
     return "now" if job.due_at <= now else f"in {output.format_age(job.due_at - now)}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from ..errors import AIQueueError, BadInput
 from ..units import seconds
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 FAILED, USAGE, DRIFT = 1, 2, 3  # exit codes
 PROCESSES_MAX = 64
+WATCH_S, WATCH_MIN_S = 2.0, 0.2
 _NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]*)?|\.[0-9]+")
 
 _FAMILY = re.compile(r"[A-Za-z0-9_-]*\.[A-Za-z0-9_.-]*")
@@ -153,12 +155,39 @@ class ServerOptions:
         return self.run_with_client(take, reads=True)
 
 
+class WatchesByDefault(TyperCommand):
+    """A command whose option --watch may come without its value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, add_watch_value(args))
+
+
+def add_watch_value(args: list[str]) -> list[str]:
+    """Return the arguments with a value after each --watch that has none. What follows is one if it is a duration."""
+    found: list[str] = []
+    for at, each in enumerate(args):
+        if each == "--":
+            return [*found, *args[at:]]
+        has_value = at + 1 < len(args) and _is_duration(args[at + 1])
+        found.append(f"{each}={WATCH_S:g}" if each == "--watch" and not has_value else each)
+    return found
+
+
+def _is_duration(text: str) -> bool:
+    try:
+        _parse_duration(text)
+    except typer.BadParameter:
+        return False
+    return True
+
+
 def add_command(
     app: typer.Typer,
     name: str,
     *,
     only: tuple[str, ...] = tuple(SERVER_OPTIONS),
     examples: tuple[str, ...] = (),
+    cls: type[TyperCommand] | None = None,
 ) -> Callable[[Callable[..., None]], Any]:
     """Return a decorator that registers a function as a command. Its docstring is the help, `examples` end the help.
 
@@ -195,7 +224,8 @@ def add_command(
         run.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         del run.__wrapped__
-        app.command(name, help=help_of(function), epilog="\n".join(("Examples:", *examples)) if examples else None)(run)
+        epilog = "\n".join(("Examples:", *examples)) if examples else None
+        app.command(name, cls=cls, help=help_of(function), epilog=epilog)(run)
         return function
 
     return register

@@ -11,10 +11,10 @@ import sysconfig
 import textwrap
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 from ..subjects import Lane
 from ..units import short_duration
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from logging import Logger
 
 _notice_logger: Logger | None = None
+_captured: Captured | None = None
 # "\x80-\x9f" are control characters too; what follows changes the direction of text, or ends a line
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _STYLES = {"red": "31", "green": "32", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
@@ -40,6 +41,8 @@ def escape_controls(text: str) -> str:
 
 def supports_colour(stream: TextIO) -> bool:
     """Return whether `stream` is a terminal on which colours are wanted."""
+    if _captured is not None and stream is sys.stdout:
+        return _captured.colour
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -52,10 +55,34 @@ def apply_style(text: str, style: str, stream: TextIO | None = None) -> str:
 
 def terminal_width() -> int | None:
     """Return the number of columns, None for a pipe or a file. COLUMNS overrides."""
+    if _captured is not None:
+        return _captured.width
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and len(columns) < 10 and int(columns) > 0:
         return int(columns)
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+class Captured(NamedTuple):
+    """Where the output goes while it is captured: `lines`, of this width (None: unlimited)."""
+
+    width: int | None
+    colour: bool
+    lines: list[str]
+
+
+@contextlib.contextmanager
+def capture(width: int | None, *, colour: bool) -> Iterator[list[str]]:
+    """Have what the block prints to stdout by `print_line` and its like become lines of a screen of this width.
+
+    The block must not await: what others print meanwhile would be captured, too.
+    """
+    global _captured  # noqa: PLW0603
+    before, _captured = _captured, Captured(width, colour, [])
+    try:
+        yield _captured.lines
+    finally:
+        _captured = before
 
 
 class OutputFailed(Exception):
@@ -82,6 +109,9 @@ def write(text: str | bytes) -> None:
 
 def print_line(text: str = "", *, err: bool = False) -> None:
     """Write a line to stdout, or stderr for `err`, and flush. Raises OutputFailed for stdout, never for stderr."""
+    if not err and _captured is not None:
+        _captured.lines.extend(text.split("\n"))
+        return
     if not err:
         write(f"{text}\n")
         return

@@ -17,8 +17,11 @@ Advance = Callable[[float], None]
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: float | None, *, unit: str) -> Iterator[Advance]:
-    """Show a progress bar on stderr while the block runs, if stderr is a terminal. `total` None: unknown."""
-    if not sys.stderr.isatty():
+    """Show a progress bar on stderr while the block runs, if stderr is a terminal and there is a title.
+
+    `total` None: unknown.
+    """
+    if not title or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console  # noqa: PLC0415

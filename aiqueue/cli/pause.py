@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,21 +58,13 @@ def pause(
     Workers heed it within a second, also those that start later. Jobs can be enqueued and cancelled as ever. Running
     jobs go on.
     """
-
-    async def run(client: Client, audited: AuditedAct) -> list[Pause]:
-        assert family is not None
-        paused = client.pause(family, tenant=tenant, kind=kind, key=key, duration=for_s, reason=reason, now=now)
-        found, audited.count = [await paused], 1
-        return found
-
     if family is None and (any(each is not None for each in (tenant, kind, key, for_s)) or reason or now):
         raise BadInput("name the family to pause, such as `aiqueue pause agent.tasks`")
     if family is None:
         found = options.run_with_client(lambda client: client.pauses(), reads=True)
     else:
-        scope = {"family": family, "tenant": tenant, "kind": kind, "key": key}
-        target = {**scope, "for": for_s, "reason": reason, "now": now}
-        found = run_audited(options, "pause", target, run, creates=True)
+        target, work = make_pause(family, tenant, kind, key, for_s=for_s, reason=reason, now=now)
+        found = [run_audited(options, "pause", target, work, creates=True)]
     if json:
         output.print_json([asdict(each) for each in found] if family is None else asdict(found[0]))
     elif found:
@@ -96,13 +88,8 @@ def resume(
     """
     from ..lanes import PauseScope  # noqa: PLC0415
 
-    async def run(client: Client, audited: AuditedAct) -> tuple[bool, list[Pause]]:
-        resumed = await client.resume(family, tenant=tenant, kind=kind, key=key)
-        audited.count = int(resumed)
-        return resumed, [each for each in await client.pauses() if each.family == family]
-
-    target = {"family": family, "tenant": tenant, "kind": kind, "key": key}
-    resumed, left = run_audited(options, "resume", target, run)
+    target, work = make_resume(family, tenant, kind, key)
+    resumed, left = run_audited(options, "resume", target, work)
     scope = str(PauseScope(family, tenant, kind, key))
     if json:
         output.print_json({"resumed": resumed, "left": [asdict(each) for each in left]})
@@ -114,6 +101,34 @@ def resume(
         print_error(f"{scope} is not paused" + (f"; paused are: {others}" if others else ""))
     if not resumed:
         raise typer.Exit(FAILED)
+
+
+def make_pause(
+    family: str, tenant: str | None, kind: str | None, key: str | None, *, for_s: float | None = None,
+    reason: str = "", now: bool = False,
+) -> tuple[dict[str, Any], Callable[[Client, AuditedAct], Awaitable[Pause]]]:  # fmt: skip
+    """Return what the audit says of a pause, and what pauses."""
+
+    async def run(client: Client, audited: AuditedAct) -> Pause:
+        paused = client.pause(family, tenant=tenant, kind=kind, key=key, duration=for_s, reason=reason, now=now)
+        found, audited.count = await paused, 1
+        return found
+
+    scope = {"family": family, "tenant": tenant, "kind": kind, "key": key}
+    return {**scope, "for": for_s, "reason": reason, "now": now}, run
+
+
+def make_resume(
+    family: str, tenant: str | None, kind: str | None, key: str | None
+) -> tuple[dict[str, Any], Callable[[Client, AuditedAct], Awaitable[tuple[bool, list[Pause]]]]]:
+    """Return what the audit says of an end of a pause, and what ends it: whether there was one, and what is left."""
+
+    async def run(client: Client, audited: AuditedAct) -> tuple[bool, list[Pause]]:
+        resumed = await client.resume(family, tenant=tenant, kind=kind, key=key)
+        audited.count = int(resumed)
+        return resumed, [each for each in await client.pauses() if each.family == family]
+
+    return {"family": family, "tenant": tenant, "kind": kind, "key": key}, run
 
 
 def print_pauses(found: Sequence[Pause]) -> None:

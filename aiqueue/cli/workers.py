@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..inspect import WorkerStats
 
 WIDE = 140  # columns of a terminal from which on everything is shown
-_STATES = {"running": "green", "draining": "yellow", "stalled": "red", "disconnected": "red", "silent": "red"}
+STATES = {"running": "green", "draining": "yellow", "stalled": "red", "disconnected": "red", "silent": "red"}
 NAME_MAX = 80  # characters of a name that is not found
 NAMES_MAX = 3  # of families, kinds and tenants in a cell
 SHOWN_MAX = 200  # of them, where one worker is shown
@@ -90,7 +90,7 @@ def plain_worker(found: WorkerStats) -> dict[str, Any]:
 def _print_wide(found: Sequence[WorkerStats]) -> None:
     rows = [
         [
-            each.name, each.state, _format_slots(each), _format_oldest(each, whole=True), _format_memory(each),
+            each.name, each.state, format_slots(each), format_oldest(each, whole=True), _format_memory(each),
             _format_names(each.families), _format_kinds(each), _format_tenants(each), _format_started(each),
             each.version or "?", each.host, str(each.pid or "?"),
         ]
@@ -104,13 +104,13 @@ def _print_wide(found: Sequence[WorkerStats]) -> None:
         Column("up", right=True), Column("version", shrink=True), Column("host", shrink=True),
         Column("pid", right=True),
     ]  # fmt: skip
-    output.print_table(columns, rows, below=[_describe_state(each) for each in found])
+    output.print_table(columns, rows, below=[describe_worker(each) for each in found])
 
 
 def _print_narrow(found: Sequence[WorkerStats]) -> None:
     rows = [
         [
-            each.name, each.state, _format_slots(each), _format_oldest(each, whole=False), _format_memory(each),
+            each.name, each.state, format_slots(each), format_oldest(each, whole=False), _format_memory(each),
             _format_started(each), _format_names(each.families),
         ]
         for each in found
@@ -120,7 +120,7 @@ def _print_narrow(found: Sequence[WorkerStats]) -> None:
         Column("memory", right=True), Column("up", right=True), Column("families", shrink=True, prose=True),
     ]  # fmt: skip
     below = [
-        _describe_state(each)
+        describe_worker(each)
         or f"{_format_kinds(each)} of {_format_tenants(each)}, version {each.version or '?'}, {each.host} {each.pid}"
         for each in found
     ]
@@ -135,13 +135,18 @@ def _show_worker(name: str, found: Sequence[WorkerStats], json: bool) -> None:
     if json:
         output.print_json(plain_worker(one))
         return
+    print_worker(one)
+
+
+def print_worker(one: WorkerStats) -> None:
+    """Print one worker, with what it runs."""
     output.print_line(output.escape_controls(f"worker {one.name}: {one.state}"))
     waiting = f", {output.format_count(one.waiting, 'job')} waiting" if one.waiting else ""
     lines = [f"; {count:,} of {family} in line" for family, count in one.in_line.items() if count]
     kinds = [f"{family}: {_format_names(names, SHOWN_MAX)}" for family, names in one.kinds.items()]
     output.print_fields(
         [
-            ("why", _describe_state(one)),
+            ("why", describe_worker(one)),
             ("process", f"pid {one.pid or '?'} on {one.host}, version {one.version or '?'}"),
             ("up", f"{_format_started(one)}, last heard of {output.format_ago(one.heard_at)}"),
             ("memory", _format_memory(one)),
@@ -175,12 +180,14 @@ def _print_running(one: WorkerStats) -> None:
     output.print_table(columns, rows)
 
 
-def _format_slots(found: WorkerStats) -> str:
+def format_slots(found: WorkerStats) -> str:
+    """Return how many slots are taken, how many jobs wait for one, and how many there are: "3+1/10"."""
     waiting = f"+{found.waiting:,}" if found.waiting else ""
     return f"{found.running:,}{waiting}/{found.slots:,}"
 
 
-def _format_oldest(found: WorkerStats, *, whole: bool) -> str:
+def format_oldest(found: WorkerStats, *, whole: bool) -> str:
+    """Return how long the oldest job runs, and with `whole` which one it is."""
     if found.oldest is None:
         return "-"
     age = output.format_age(found.oldest.age_s)
@@ -209,7 +216,7 @@ def _format_tenants(found: WorkerStats) -> str:
     return "all tenants" if found.tenants is None else _format_names(found.tenants)
 
 
-def _describe_state(found: WorkerStats) -> str:
+def describe_worker(found: WorkerStats) -> str:
     """Return why a worker does not run jobs; "" if it does."""
     ago = output.format_age(time.time() - found.heard_at)
     match found.state:

@@ -16,7 +16,7 @@ from ..subjects import Lane
 from ..topology import Family, Topology
 from .found_job import state_when_parked
 from .job_filter import IN_LANES, IN_PARKING, ListedState, ListFilter
-from .stats import list_consumers
+from .stream_reads import list_consumers
 from .timeline import run_and_enqueued_at
 
 BATCH = 256

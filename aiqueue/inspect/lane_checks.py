@@ -9,6 +9,7 @@ from .. import subjects
 from ..errors import NotFound
 from . import stats
 from .finding import Finding, Subject, level_of_use, warn
+from .stream_reads import count_subjects
 from .unknown_kinds import describe_waiting, read_waiting_kinds
 
 REREAD_AFTER_S = 1.0  # jobs that are still pending then, although workers pull, are not delivered
@@ -69,7 +70,7 @@ async def check_tenants(subject: Subject) -> AsyncIterator[Finding]:
     """Check for messages of tenants and agents that are no tokens. Any client can store them, nobody can serve them."""
     for family in subject.topology.families.values():
         try:
-            counts = await stats.count_subjects(subject.connection, family.stream, f"ai.{family.name}.>")
+            counts = await count_subjects(subject.connection, family.stream, f"ai.{family.name}.>")
         except NotFound:
             continue  # its stream has a finding already
         wrong = [name for name in counts if not all(map(subjects.TOKEN.fullmatch, name.split(".")[3:]))]

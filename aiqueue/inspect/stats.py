@@ -7,8 +7,7 @@ Each count is of its own moment: on a busy queue, counts that belong together ma
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,18 +20,17 @@ from ..subjects import Lane
 from ..topology import Family, Topology
 from .keys import read_keys
 from .lookup import JobStats, job
-from .message_counts import MessageCount, count_messages
+from .message_counts import count_messages
 from .pauses import read_pauses_if_allowed
 from .records import read_records_if_allowed
+from .stream_reads import StreamSample, count_subjects, list_consumers, sample_stream
 
-__all__ = ["FamilyStats", "JobStats", "LaneStats", "job", "lanes", "overview"]
+__all__ = ["FamilyStats", "JobStats", "LaneStats", "Samples", "family_with_lanes", "job", "lanes", "overview"]
 
 AGED_LANES_MAX = 1_000  # lanes of one family whose oldest job is read, one request each
 ASKED_LANES_MAX = 16  # lanes of one family that are asked for their oldest job if only the oldest of all counts
 REQUESTS_AT_ONCE = 16
-PAGES_AT_ONCE = 4
 FIRST_BATCH = 16  # jobs read at once to find the oldest pending one
-LIST_S = 8.0  # a server of a cluster waits 4 s for the others before it names those that are missing
 PAUSED_NS = 5_000_000_000  # a shorter pause is a worker's, which is about to remove the consumer
 
 
@@ -138,16 +136,6 @@ class LaneStats:
         return bool(self.key_hash and self.pending and not self.pulls and not self.in_flight and self.listening)
 
 
-class _StreamSample(NamedTuple):
-    """The state of a stream at one moment, `at` by the server's clock (seconds since the epoch)."""
-
-    at: float
-    last_seq: int
-    messages: int
-    size_bytes: int
-    size_limit_bytes: int | None
-
-
 @dataclass(slots=True)
 class _LaneCounts:
     """The numbers of a lane while they are collected. `stored` includes jobs in flight, and not parked ones."""
@@ -169,12 +157,22 @@ class _LaneCounts:
         return int(self.consumer["delivered"]["stream_seq"]) + 1 if self.consumer is not None else 1
 
 
-async def overview(connection: Connection, topology: Topology, *, sample_s: float = 0.5) -> list[FamilyStats]:
-    """Return all families in the order of their declaration. The inboxes of an inbox family count as lanes.
+Samples = MutableMapping[str, StreamSample]
+ChooseAged = Callable[[Sequence[LaneStats]], Iterable[LaneStats]]
 
-    Takes `sample_s` seconds, over which rates are measured (0: no rates). Raises Unavailable, AccessDenied.
+
+async def overview(
+    connection: Connection, topology: Topology, *, sample_s: float = 0.5, samples: Samples | None = None,
+    names: Collection[str] | None = None,
+) -> list[FamilyStats]:  # fmt: skip
+    """Return the families, of these names or all (None), in the order of their declaration. The inboxes of an inbox
+    family count as lanes.
+
+    Takes `sample_s` seconds, over which rates are measured (0: no rates). With `samples`, an empty dict for the first
+    call, rates are measured since the call before, without waiting. Raises Unavailable, AccessDenied.
     """
-    reads = (_read_family(connection, topology, each, sample_s) for each in topology.families.values())
+    families = [each for each in topology.families.values() if names is None or each.name in names]
+    reads = (_read_family(connection, topology, each, sample_s, samples) for each in families)
     pauses, found = await asyncio.gather(read_pauses_if_allowed(connection, topology), asyncio.gather(*reads))
     return [replace(each, pauses=tuple(one for one in pauses if one.family == each.family)) for each in found]
 
@@ -185,11 +183,50 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
     Sorted by tenant, then by priority, the highest first, then by key. Raises UnknownFamily, BadInput for a family
     without lanes, NotFound if its stream is missing.
     """
+    return (await family_with_lanes(connection, topology, family_name))[1]
+
+
+async def family_with_lanes(
+    connection: Connection,
+    topology: Topology,
+    family_name: str,
+    *,
+    samples: Samples | None = None,
+    choose_aged: ChooseAged = lambda found: found,
+) -> tuple[FamilyStats, list[LaneStats]]:
+    """Return a family and its lanes, as `overview` and `lanes` do, of one moment and for the price of the lanes.
+
+    `choose_aged`: gets the lanes without ages, and says whose oldest job is read, one request each; at most the first
+    AGED_LANES_MAX of them. Raises as `lanes`.
+    """
     family = topology.family(family_name)
     if family.role != "work":
         raise BadInput(f"family {family_name} has inboxes and no lanes: name a family of jobs")
-    counts = await _count_lanes(connection, family)
+    aside, counts = await asyncio.gather(_count_aside(connection, topology, family), _count_lanes(connection, family))
+    sample = await sample_stream(connection, family.stream)
+    oldest_age_s, pauses = await asyncio.gather(
+        _read_oldest_age(connection, family, counts, sample.at), read_pauses_if_allowed(connection, topology)
+    )
+    before = sample if samples is None else _exchange(samples, family, sample)
+    stats = _make_family(family, before, sample, counts, oldest_age_s, aside)
+    stats = replace(stats, pauses=tuple(each for each in pauses if each.family == family.name))
     await _add_parked(connection, topology, family, counts)
+    found = await _make_lanes(connection, topology, family, counts, pauses)
+    names = {_lane_of(each): each for each in found}
+    chosen = [_lane_of(each) for each in choose_aged(found)]
+    ages = await _read_oldest_ages(connection, family, counts, chosen, sample.at)
+    return stats, [replace(each, oldest_age_s=ages.get(lane)) for lane, each in names.items()]
+
+
+def _lane_of(found: LaneStats) -> Lane:
+    return Lane(found.family, found.tenant, found.priority, found.key_hash)
+
+
+async def _make_lanes(
+    connection: Connection, topology: Topology, family: Family, counts: Mapping[Lane, _LaneCounts],
+    pauses: Sequence[Pause],
+) -> list[LaneStats]:  # fmt: skip
+    """Return the lanes in order, without ages."""
     order = {priority: position for position, priority in enumerate(family.priorities)}
     keys = await read_keys(connection, topology, family, {lane: count.stored for lane, count in counts.items()})
     ordered = sorted(
@@ -198,11 +235,9 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
             lane.tenant, order.get(lane.priority, len(order)), lane.priority, keys.get(lane.key, lane.key)
         ),
     )  # fmt: skip
-    now = (await _sample_stream(connection, family.stream)).at
-    ages = await _read_oldest_ages(connection, family, counts, ordered, now)
     quiet = {bool(lane.key) for lane, count in counts.items() if not count.partial and not count.in_flight}
     listening = {has_key: await has_listeners(connection, family, has_key=has_key) for has_key in quiet}
-    pauses = ActivePauses(await read_pauses_if_allowed(connection, topology))
+    active = ActivePauses(pauses)
     records = await read_records_if_allowed(connection, topology) if quiet else []
     found = []
     for lane in ordered:
@@ -211,12 +246,12 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
         found.append(
             LaneStats(
                 family=family.name, tenant=lane.tenant, priority=lane.priority, pending=count.pending,
-                in_flight=count.in_flight, redelivered=count.redelivered, oldest_age_s=ages.get(lane),
+                in_flight=count.in_flight, redelivered=count.redelivered, oldest_age_s=None,
                 limit=family.max_msgs_per_subject,
                 in_flight_limit=config.get("max_ack_pending", family.max_ack_pending),
                 consumer=count.consumer is not None, pulls=(count.consumer or {}).get("num_waiting", 0),
                 parked=count.parked, listening=listening.get(bool(lane.key)), partial=count.partial,
-                paused=(count.consumer or {}).get("pause_remaining", 0) > PAUSED_NS, pause=pauses.of_lane(lane),
+                paused=(count.consumer or {}).get("pause_remaining", 0) > PAUSED_NS, pause=active.of_lane(lane),
                 limit_key=(lane.key and family.limit_key) or "", key=keys.get(lane.key, ""), key_hash=lane.key,
                 in_line=has_line(records, family.name, lane.tenant),
             )
@@ -224,22 +259,54 @@ async def lanes(connection: Connection, topology: Topology, family_name: str) ->
     return found
 
 
-async def _read_family(connection: Connection, topology: Topology, family: Family, sample_s: float) -> FamilyStats:
-    async def count_parked() -> MessageCount:
-        if family.role != "work":
-            return MessageCount(None)
-        return await count_messages(connection, topology.parked_stream.name, _parked_filter(family))
-
+async def _read_family(
+    connection: Connection, topology: Topology, family: Family, sample_s: float, samples: Samples | None
+) -> FamilyStats:
     # asked at once: then the server is not idle while an answer is on its way, and 256 consumers are an answer
-    (dead, dead_behind), (parked, parked_behind), read = await asyncio.gather(
-        count_messages(connection, topology.dead_stream.name, subjects.dead(family.name)),
-        count_parked(),
-        _read_stream(connection, family, sample_s),
+    aside, read = await asyncio.gather(
+        _count_aside(connection, topology, family),
+        _read_stream(connection, family, sample_s if samples is None else 0),
     )
-    behind = dead_behind or parked_behind
     if read is None:
-        return FamilyStats(family.name, family.stream, missing=True, dead=dead, parked=parked, partial=behind)
+        return FamilyStats(
+            family.name, family.stream, missing=True, dead=aside.dead, parked=aside.parked, partial=aside.behind
+        )
     first, last, counts, oldest_age_s = read
+    if samples is not None:
+        first = _exchange(samples, family, last)
+    return _make_family(family, first, last, counts, oldest_age_s, aside)
+
+
+class _Aside(NamedTuple):
+    """Jobs of a family outside of its stream. `behind`: a server of a cluster has counted that lacks changes."""
+
+    dead: int | None
+    parked: int | None
+    behind: bool
+
+
+async def _count_aside(connection: Connection, topology: Topology, family: Family) -> _Aside:
+    dead = count_messages(connection, topology.dead_stream.name, subjects.dead(family.name))
+    if family.role != "work":
+        found = await dead
+        return _Aside(found.messages, None, found.behind)
+    parked = count_messages(connection, topology.parked_stream.name, _parked_filter(family))
+    found, waiting = await asyncio.gather(dead, parked)
+    return _Aside(found.messages, waiting.messages, found.behind or waiting.behind)
+
+
+def _exchange(samples: Samples, family: Family, sample: StreamSample) -> StreamSample:
+    """Keep a sample, and return the one before it; itself if there is none."""
+    before = samples.get(family.stream, sample)
+    samples[family.stream] = sample
+    return before
+
+
+def _make_family(
+    family: Family, first: StreamSample, last: StreamSample, counts: Mapping[Lane, _LaneCounts],
+    oldest_age_s: float | None, aside: _Aside,
+) -> FamilyStats:  # fmt: skip
+    """Return the numbers of a family. Rates are those between the samples."""
     rate_in = rate_done = None
     if last.at > first.at:
         came = max(0, last.last_seq - first.last_seq)
@@ -256,39 +323,30 @@ async def _read_family(connection: Connection, topology: Topology, family: Famil
         rate_in=rate_in,
         rate_done=rate_done,
         lanes=len(counts),
-        dead=dead,
-        parked=parked,
+        dead=aside.dead,
+        parked=aside.parked,
         size_bytes=last.size_bytes,
         size_limit_bytes=last.size_limit_bytes,
-        partial=behind or any(each.partial for each in counts.values()),
+        partial=aside.behind or any(each.partial for each in counts.values()),
     )
 
 
 async def _read_stream(
     connection: Connection, family: Family, sample_s: float
-) -> tuple[_StreamSample, _StreamSample, dict[Lane, _LaneCounts], float | None] | None:
+) -> tuple[StreamSample, StreamSample, dict[Lane, _LaneCounts], float | None] | None:
     """Return two samples that are `sample_s` seconds apart, the lanes, and the age of the oldest pending job.
 
     None: the stream is missing.
     """
     try:
-        first, counts = await asyncio.gather(
-            _sample_stream(connection, family.stream), _count_lanes(connection, family)
-        )
+        first, counts = await asyncio.gather(sample_stream(connection, family.stream), _count_lanes(connection, family))
         oldest_age_s = await _read_oldest_age(connection, family, counts, first.at)
         if sample_s <= 0:
             return first, first, counts, oldest_age_s
         await asyncio.sleep(sample_s)
-        return first, await _sample_stream(connection, family.stream), counts, oldest_age_s
+        return first, await sample_stream(connection, family.stream), counts, oldest_age_s
     except NotFound:
         return None
-
-
-async def _sample_stream(connection: Connection, stream: str) -> _StreamSample:
-    info = await connection.api(f"STREAM.INFO.{stream}")
-    state, at = info["state"], timestamp(info["ts"])  # the server's clock on both sides: ours may differ
-    limit = info["config"].get("max_bytes", -1)
-    return _StreamSample(at, state["last_seq"], state["messages"], state["bytes"], limit if limit > 0 else None)
 
 
 async def _count_lanes(connection: Connection, family: Family) -> dict[Lane, _LaneCounts]:
@@ -341,50 +399,6 @@ async def _add_parked(
 def _parked_filter(family: Family) -> str:
     """Return the filter over a family's parked jobs, due ones too."""
     return subjects.parked(Lane(family.name, "*", "*"), is_due=False).replace(".at.", ".*.", 1)
-
-
-async def count_subjects(connection: Connection, stream: str, subject_filter: str) -> dict[str, int]:
-    """Return how many messages a stream holds on each subject. The server answers page by page."""
-    found: dict[str, int] = {}
-    while True:
-        info = await connection.api(f"STREAM.INFO.{stream}", {"subjects_filter": subject_filter, "offset": len(found)})
-        page: dict[str, int] = info["state"].get("subjects") or {}
-        found |= page
-        if not page or len(found) >= info.get("total", 0):
-            return found
-
-
-async def list_consumers(connection: Connection, stream: str) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
-    """Yield the names of the consumers of a stream with their information.
-
-    None: a server of a cluster has not reported it in time, as happens just after another server has died.
-    The server answers page by page. PAGES_AT_ONCE are asked for, so that it makes the next ones while one is read.
-    """
-
-    async def read_page(offset: int) -> dict[str, Any]:
-        return await connection.api(f"CONSUMER.LIST.{stream}", {"offset": offset}, timeout=LIST_S)
-
-    pages = deque([asyncio.ensure_future(read_page(0))])
-    offset = 0
-    try:
-        while pages:
-            page = await pages.popleft()
-            found, missing = page.get("consumers") or [], page.get("missing") or []
-            offset = offset or len(found) + len(missing)  # as many are on each page but the last
-            while found and offset < page["total"] and len(pages) < PAGES_AT_ONCE:
-                pages.append(asyncio.ensure_future(read_page(offset)))
-                offset += page["limit"]
-            if pages:  # the tasks send their requests, and the socket gets them, before this page is used
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-            for each in found:
-                yield each["name"], each
-            for name in missing:
-                yield name, None
-    finally:
-        for waiting in pages:
-            waiting.cancel()
-        await asyncio.gather(*pages, return_exceptions=True)
 
 
 async def _read_oldest_ages(

@@ -12,11 +12,11 @@ import pytest
 
 import aiqueue
 from aiqueue import subjects
-from aiqueue.cli.inspect import _worker_state
+from aiqueue.cli.inspect import describe_lane_workers
 from aiqueue.connection import timestamp
 from aiqueue.enqueue.deadletter import Filter
 from aiqueue.errors import BadInput, InvalidToken, NotFound, ResultDisabled, Unavailable, UnknownFamily
-from aiqueue.inspect import lane_scan, lookup, stats
+from aiqueue.inspect import lane_scan, lookup, stats, stream_reads
 from aiqueue.inspect.stats import FamilyStats, LaneStats
 from aiqueue.topology import provision
 
@@ -86,7 +86,7 @@ def failing() -> aiqueue.Worker:
 
 class TestWorkersOfALane:
     async def state(self, client: aiqueue.Client, lane: tuple[str, str]) -> str:
-        return _worker_state((await lanes(client))[lane])
+        return describe_lane_workers((await lanes(client))[lane])
 
     async def test_an_idle_lane_is_served_if_a_worker_listens_for_its_jobs(
         self, client: aiqueue.Client, eventually: Eventually
@@ -134,7 +134,7 @@ async def test_counts_say_that_they_are_partial_while_a_cluster_does_not_report_
             return bool(found)
 
         await eventually(is_partial, within=20)
-        assert all(_worker_state(each) == "?" for each in found)
+        assert all(describe_lane_workers(each) == "?" for each in found)
 
 
 class TestOverview:
@@ -315,9 +315,9 @@ class TestFamily:
             return await api(subject, request, **options)
 
         monkeypatch.setattr(client.connection, "api", note)
-        monkeypatch.setattr(stats, "PAGES_AT_ONCE", at_once)
+        monkeypatch.setattr(stream_reads, "PAGES_AT_ONCE", at_once)
         found = []
-        async for name, info in stats.list_consumers(client.connection, "AI_AGENT_TASKS"):
+        async for name, info in stream_reads.list_consumers(client.connection, "AI_AGENT_TASKS"):
             if not found:
                 assert asked == [0, 256, 512][: at_once + 1]
             assert info is not None

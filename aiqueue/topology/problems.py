@@ -82,8 +82,11 @@ class Problem:
 
     stream: str
     code: str
+    """Kind of the problem, which docs/troubleshooting.md lists."""
     text: str
+    """What was found, in a sentence."""
     remedy: str
+    """What to do about the problem, with the command."""
 
     def line(self) -> str:
         """Return the problem as one line."""

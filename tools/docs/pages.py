@@ -7,11 +7,13 @@ from functools import cache, partial
 
 from aiqueue.cli.app import app
 from aiqueue.cli.demo import demo
+from aiqueue.cli.json_keys import OUTPUTS, Common
 from aiqueue.cli.options import SERVER_OPTIONS
 from aiqueue.config import Settings
 
-from . import api, cli, errors, own_files, public, settings
+from . import api, cli, errors, json_keys, own_files, public, settings
 from .remedies import REMEDIES
+from .sentences import attribute_sentences
 
 COMMAND_LINE = "cli.md"
 
@@ -31,6 +33,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "gateway-file.md": own_files.render_gateway,
     "rag-file.md": own_files.render_rag,
     "errors.md": lambda: errors.render(errors.list_errors(public.names()), REMEDIES),
+    "json.md": lambda: json_keys.render(OUTPUTS, attribute_sentences(Common)),
     "api/index.md": lambda: api.render_index(public.GROUPS),
     **{f"api/{each.file}": partial(api.render, each) for each in public.GROUPS},
 }

@@ -125,7 +125,7 @@ class Finding:
     remedy: str = ""
     """What to do, with the command; empty: nothing."""
     code: str = ""
-    """Kind of the finding, which docs/troubleshooting.md lists; empty: nothing is to be done."""
+    """Kind of the finding, by which the page of what can go wrong names it; empty: nothing is to be done."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class JobStats:
     family: str
     tenant: str
     state: JobState
-    """What the job does now, one of the states of docs/job-lifecycle.md."""
+    """What the job does now, such as queued, in_flight, parked, done or failed."""
     priority: str | None = None
     kind: str | None = None
     attempt: int | None = None

@@ -82,7 +82,7 @@ class Problem:
 
     stream: str
     code: str
-    """Kind of the problem, which docs/troubleshooting.md lists."""
+    """Kind of the problem, by which the page of what can go wrong names it."""
     text: str
     """What was found, in a sentence."""
     remedy: str

@@ -27,7 +27,8 @@ def problems_of(arguments: Sequence[str], stdout: str, outputs: Mapping[str, Seq
     found: list[str] = []
     for value in values:
         tried: list[list[str]] = [differences(value, each.type, command) for each in forms]
-        found += [] if [] in tried else min(tried, key=lambda each: len(each))
+        closest = min(tried, key=len)
+        found += closest
     return found
 
 

@@ -133,7 +133,7 @@ def _differences(value: Any, kind: Any, path: str) -> list[str]:
     if fields is not None:
         if not isinstance(value, Mapping):
             return [f"{path}: {type(value).__name__}, not an object"]
-        optional: frozenset[str] = getattr(kind, "__optional_keys__", frozenset())
+        optional = {name for name, hint in fields.items() if get_origin(hint) is NotRequired}
         found = [f"{path}.{each}: not declared" for each in value.keys() - fields.keys()]
         found += [f"{path}.{each}: missing" for each in fields.keys() - value.keys() - optional]
         shared = [each for each in fields if each in value]

@@ -26,9 +26,9 @@ def problems_of(arguments: Sequence[str], stdout: str, outputs: Mapping[str, Seq
     values = _lines(stdout) if any(each.lines for each in forms) else _value(stdout)
     found: list[str] = []
     for value in values:
-        tried: list[list[str]] = [differences(value, each.type, command) for each in forms]
-        closest = min(tried, key=len)
-        found += closest
+        tried = sorted((differences(value, each.type, command) for each in forms), key=len)
+        same_shape = [each for each in tried if not any(one.startswith(f"{command}: ") for one in each)]
+        found += (same_shape or tried)[0]
     return found
 
 

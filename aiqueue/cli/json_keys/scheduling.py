@@ -45,8 +45,8 @@ class ScheduleJson(TypedDict):
     """Worker whose code declares the schedule; empty: nobody's code does."""
     generation: int
     """Number of the deployment that declared the schedule."""
-    version: str
-    """Version of the code that declared the schedule; empty: none is known."""
+    version: int
+    """Number that grows with each change of what the schedule does."""
     message_by_owner: bool
     """Whether the owner's code makes the message of each tick."""
     created_at: float

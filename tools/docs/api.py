@@ -195,7 +195,7 @@ def signature(thing: Any, name: str) -> str:
         if each.kind is each.KEYWORD_ONLY and not has_star:
             shown.append("*")
         has_star = has_star or each.kind in (each.KEYWORD_ONLY, each.VAR_POSITIONAL)
-        star = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
+        star = "*" if each.kind is each.VAR_POSITIONAL else "**" if each.kind is each.VAR_KEYWORD else ""
         is_plain = isinstance(each.default, str | int | float | bool | tuple | None)
         default = "" if each.default is each.empty else f"={each.default!r}" if is_plain else "=…"
         shown.append(f"{star}{each.name}{default}")

@@ -55,7 +55,7 @@ from typing import Any, ClassVar, Literal
 JobState = Literal[
     "queued", "parked", "in_flight", "retrying", "waiting", "done", "failed", "cancelled", "ended", "unknown"
 ]
-"""What a job does now, as `aiqueue inspect` says it; docs/concepts/job-lifecycle.md has a table of these."""
+"""What a job does now, as `aiqueue inspect` says it."""
 
 
 class AIQueueError(Exception):

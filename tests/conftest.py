@@ -29,6 +29,7 @@ from typing import Any
 import nats
 import pytest
 from hypothesis import HealthCheck, settings
+from typer.testing import CliRunner
 
 import aiqueue
 from aiqueue import testing
@@ -121,6 +122,26 @@ def nats_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         yield from _container()
     else:
         yield _given(choice)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compared() -> Iterator[None]:
+    """Compare what commands print with --json in the test's own process with the keys that are declared for them."""
+    invoke = CliRunner.invoke
+
+    def run(runner: CliRunner, app: Any, args: Any = None, *more: Any, **options: Any) -> Any:
+        done = invoke(runner, app, args, *more, **options)
+        words = [str(each) for each in args] if isinstance(args, list | tuple) else []
+        if "--json" in words and done.stdout_bytes and getattr(app, "info", None) and app.info.name == "aiqueue":
+            from aiqueue.cli.json_keys import OUTPUTS  # noqa: PLC0415  (imports every room)
+            from tools.docs.json_text import problems_of  # noqa: PLC0415
+
+            assert problems_of(words, done.stdout, OUTPUTS) == []
+        return done
+
+    CliRunner.invoke = run  # type: ignore[method-assign]
+    yield
+    CliRunner.invoke = invoke  # type: ignore[method-assign]
 
 
 @pytest.fixture

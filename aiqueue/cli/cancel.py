@@ -12,6 +12,7 @@ from .options import FAILED, Json, ServerOptions, add_command, print_error
 
 if TYPE_CHECKING:
     from ..client import AuditedAct, Client, Verdict
+    from .json_keys import CancelJson
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +46,8 @@ def cancel(
 
     verdict = run_audited(options, "cancel", {"job": job, "family": family, "tenant": tenant}, cancel_job)
     if json:
-        output.print_json({"job_id": job, "cancelled": verdict.cancelled, "detail": verdict.detail})
+        shown: CancelJson = {"job_id": job, "cancelled": verdict.cancelled, "detail": verdict.detail}
+        output.print_json(shown)
     elif verdict.cancelled:
         output.print_line(f"cancelled {job}: {verdict.detail}")
     if not verdict.cancelled:

@@ -20,6 +20,7 @@ from .options import FAILED, ServerOptions, add_command, duration_option, print_
 if TYPE_CHECKING:
     from ..client import Client, Handle
     from ..job import Message
+    from .json_keys import EnqueuedJson
 
 AT_ONCE = 256
 
@@ -295,7 +296,7 @@ async def _store(
 
 async def _finish_job(order: _Order, handle: Handle, totals: _Totals, *, is_many: bool) -> None:
     """Wait for the job's result if --wait is given, and print the job."""
-    shown: dict[str, Any] = {
+    shown: EnqueuedJson = {
         "job_id": handle.id, "family": handle.family, "tenant": handle.tenant, "priority": handle.lane.priority,
         "duplicate": handle.duplicate,
     }  # fmt: skip
@@ -313,7 +314,7 @@ async def _finish_job(order: _Order, handle: Handle, totals: _Totals, *, is_many
             totals.failed += 1
             shown["error"] = str(error)
             if isinstance(error, ResultTimeout) and error.reason:
-                shown |= {"waits_for": error.reason, "evidence": list(error.evidence)}
+                shown["waits_for"], shown["evidence"] = error.reason, list(error.evidence)
             print_error(str(error))
     if order.json:
         output.print_json(shown, lines=True)

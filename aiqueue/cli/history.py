@@ -16,6 +16,7 @@ from .timeline import format_span
 if TYPE_CHECKING:
     from ..client import Client
     from ..metrics import History, Series
+    from .json_keys import HistoryJson, PercentilesJson, PointJson, SeriesJson
 
 SINCE_S, SINCE_MAX_S = 3600.0, 90 * 86400.0
 MINUTES_MAX_S = 3 * 3600.0  # beyond that, a point is an hour
@@ -71,7 +72,9 @@ def history(
     found = options.run_with_client(fetch, reads=True)
     shown = _choose(found, family, tenants=tenants)
     if json:
-        output.print_json({"level": level, "now": found.now, "since_s": since_s, "series": list(map(_to_plain, shown))})
+        series = list(map(_to_plain, shown))
+        printed: HistoryJson = {"level": level, "now": found.now, "since_s": since_s, "series": series}
+        output.print_json(printed)
     elif not shown:
         output.print_line(f"no jobs were counted in the last {output.format_age(since_s)}")
     else:
@@ -143,8 +146,8 @@ def _format_time(value_s: float) -> str:
     return "<1ms" if value_s < 0.001 else format_span(value_s)
 
 
-def _to_plain(series: Series) -> dict[str, Any]:
-    points = [
+def _to_plain(series: Series) -> SeriesJson:
+    points: list[PointJson] = [
         {
             "at": each.at, "length_s": each.length_s, "workers": each.workers,
             "counts": None if each.sums is None else {
@@ -162,7 +165,8 @@ def _to_plain(series: Series) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _percentiles(histogram: Any) -> dict[str, float | None]:
+def _percentiles(histogram: Any) -> PercentilesJson:
     from ..metrics import percentile  # noqa: PLC0415
 
-    return {f"p{share * 100:.0f}_s": percentile(histogram, share) for share in SHARES}
+    half, most, nearly_all = (percentile(histogram, share) for share in SHARES)
+    return {"p50_s": half, "p95_s": most, "p99_s": nearly_all}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from .options import FAILED, Json, ServerOptions, add_command, print_error
 
 if TYPE_CHECKING:
     from ..client import ActOutcome, Client, JobPlan
+    from .json_keys import DoneJson, DryRunJson
 
 NAMED_MAX = 5  # jobs that are named on a terminal; --json names all
 _DONE = {
@@ -238,12 +238,12 @@ def _print_gaps(plan: JobPlan) -> None:
 
 def _print_dry_run(plan: JobPlan, json: bool) -> None:
     if json:
-        output.print_json(
-            {
-                "act": plan.act, "matched": plan.count, "until": plan.until, "searched": plan.searched,
-                "unreadable": plan.unreadable, "missing": plan.missing, "behind": plan.behind,
-            }
-        )  # fmt: skip
+        shown: DryRunJson = {
+            "act": plan.act, "matched": plan.count, "until": plan.until, "searched": plan.searched,
+            "unreadable": plan.unreadable, "missing": plan.missing,
+            "behind": plan.behind,
+        }  # fmt: skip
+        output.print_json(shown)
         return
     searched = f"{output.format_count(plan.searched, 'stored job')} searched"
     output.print_line(f"{output.format_count(plan.count, 'job')} would be {_DONE[plan.act]} ({searched})")
@@ -253,12 +253,15 @@ def _print_dry_run(plan: JobPlan, json: bool) -> None:
 def _print_outcome(outcome: ActOutcome, plan: JobPlan, json: bool) -> None:
     warn_unaudited(outcome.unaudited)
     if json:
-        said = asdict(outcome) | {
+        said: DoneJson = {
+            "act": outcome.act, "matched": outcome.matched, "done": outcome.done,
             "ended": [{"job_id": job_id, "why": why} for job_id, why in outcome.ended],
             "failed": [{"job_id": job_id, "error": error} for job_id, error in outcome.failed],
-        }
-        output.print_json({**said, "until": plan.until, "unreadable": plan.unreadable, "missing": plan.missing,
-                           "behind": plan.behind})  # fmt: skip
+            "unaudited": outcome.unaudited,
+            "until": plan.until, "unreadable": plan.unreadable, "missing": plan.missing,
+            "behind": plan.behind,
+        }  # fmt: skip
+        output.print_json(said)
     else:
         of_all = f" of {outcome.matched:,}" if outcome.done != outcome.matched else ""
         done = output.format_count(outcome.done, "job")

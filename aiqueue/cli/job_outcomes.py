@@ -16,6 +16,7 @@ from .output import Column
 if TYPE_CHECKING:
     from ..client import Client
     from ..inspect import ListedOutcome
+    from .json_keys import OutcomesJson
 
 STATES = "done, failed, cancelled"
 
@@ -84,7 +85,8 @@ def outcomes(  # noqa: PLR0913  (the options of a filter)
             output.print_line(f"interrupted after {entries} searched: go on with --cursor {at}", err=True)
         raise
     if json:
-        output.print_json({"outcomes": [asdict(each) for each in found], "cursor": at, "searched": searched})
+        shown: OutcomesJson = {"outcomes": found, "cursor": at, "searched": searched}
+        output.print_json(shown | {"outcomes": [asdict(each) for each in found]})
     else:
         _print_outcomes(found, result, filtered=bool(which))
     if at:

@@ -17,6 +17,7 @@ from .output import Column
 if TYPE_CHECKING:
     from ..client import Client, JobPlan
     from ..inspect import JobPage, ListedJob
+    from .json_keys import ListedJobsJson
 
 STATES = "queued, in_flight, parked, retrying, waiting, failed"
 
@@ -83,12 +84,12 @@ def ls(  # noqa: PLR0913  (the options of a filter)
             output.print_line(f"interrupted after {_searched(search)}: go on with --cursor {search.cursor}", err=True)
         raise
     if json:
-        output.print_json(
-            {
-                "jobs": [asdict(each) for each in search.jobs], "cursor": search.cursor, "searched": search.searched,
-                "unreadable": search.unreadable, "missing": search.missing, "behind": search.behind,
-            }
-        )  # fmt: skip
+        shown: ListedJobsJson = {
+            "jobs": search.jobs, "cursor": search.cursor, "searched": search.searched,
+            "unreadable": search.unreadable, "missing": search.missing,
+            "behind": search.behind,
+        }  # fmt: skip
+        output.print_json(shown | {"jobs": [asdict(each) for each in search.jobs]})
     else:
         _print_jobs(search.jobs, payload, filtered=bool(which))
     _print_rest(search)

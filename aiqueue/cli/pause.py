@@ -16,6 +16,7 @@ from .options import FAILED, Json, ServerOptions, add_command, duration_option, 
 if TYPE_CHECKING:
     from ..client import AuditedAct, Client
     from ..lanes import Pause
+    from .json_keys import ResumeJson
 
 Tenant = Annotated[str | None, typer.Option(metavar="TENANT", help="Only the jobs of this tenant.")]
 Kind = Annotated[str | None, typer.Option(metavar="KIND", help="Only the jobs of this kind.")]
@@ -92,7 +93,8 @@ def resume(
     resumed, left = run_audited(options, "resume", target, work)
     scope = str(PauseScope(family, tenant, kind, key))
     if json:
-        output.print_json({"resumed": resumed, "left": [asdict(each) for each in left]})
+        shown: ResumeJson = {"resumed": resumed, "left": left}
+        output.print_json(shown | {"left": [asdict(each) for each in left]})
     elif resumed:
         output.print_line(f"resumed {scope}")
         print_pauses(left)

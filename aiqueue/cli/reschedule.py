@@ -13,6 +13,7 @@ from .options import Json, ServerOptions, add_command, duration_option, time_opt
 
 if TYPE_CHECKING:
     from ..client import AuditedAct, Client, Handle
+    from .json_keys import RescheduleJson
 
 
 def register(app: typer.Typer) -> None:
@@ -66,7 +67,8 @@ def reschedule(
     target = {"job": job, "family": family, "tenant": tenant, "delay": delay, "at": at, "now": now}
     handle = run_audited(options, "reschedule", target, move)
     if json:
-        output.print_json({"job_id": handle.id, "due": handle.due})
+        shown: RescheduleJson = {"job_id": handle.id, "due": handle.due}
+        output.print_json(shown)
     elif now or handle.due is None:
         output.print_line(f"{handle.id} is due now")
     else:

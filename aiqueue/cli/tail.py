@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..client import Client
     from ..connection import Received
     from ..journal import Entry, StreamItem
+    from .json_keys import EntryJson
 
 BUFFERED_MAX = 10_000  # received entries that are not printed yet; further ones are counted and not printed
 
@@ -125,7 +126,7 @@ async def _require_journal_stream(client: Client) -> None:
 def _print_entry(entry: Entry, family: str, tenant: str, job_id: str, json: bool) -> None:
     """Print one entry of a family on one line."""
     if json:
-        output.print_json({"family": family, "tenant": tenant, "job_id": job_id, **_as_dict(entry)}, lines=True)
+        output.print_json(_as_dict(entry, family=family, tenant=tenant, job_id=job_id), lines=True)
         return
     from ..inspect import event_of  # noqa: PLC0415
 
@@ -147,8 +148,9 @@ def _chunk_texts(chunks: Any) -> list[str]:
     return [each if isinstance(each, str) else output.format_json(each, short=True) for each in found]
 
 
-def _as_dict(entry: Entry | StreamItem) -> dict[str, Any]:
+def _as_dict(entry: Entry | StreamItem, *, family: str, tenant: str, job_id: str) -> EntryJson:
     return {
+        "family": family, "tenant": tenant, "job_id": job_id,
         "event": entry.event, "attempt": entry.attempt, "run": entry.run, "time": entry.time, "data": entry.data,
         "final": entry.final,
     }  # fmt: skip
@@ -197,12 +199,12 @@ def _tail_job(
     async def follow(client: Client) -> None:
         nonlocal last
         handle = await client.job(job, family=family, tenant=tenant)
-        name = {"family": handle.family, "tenant": handle.tenant, "job_id": handle.id}
         async with contextlib.aclosing(handle.stream(after=after)) as items:
             async for shown in items:
                 item = shown.masked()
                 if json:
-                    output.print_json({**name, **_as_dict(item), "cursor": item.cursor}, lines=True)
+                    told = _as_dict(item, family=handle.family, tenant=handle.tenant, job_id=handle.id)
+                    output.print_json(told | {"cursor": item.cursor}, lines=True)
                 else:
                     printer.print(item)
                 last = item

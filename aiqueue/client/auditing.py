@@ -45,12 +45,14 @@ class AuditLine:
     """
 
     id: str
+    """Id of the act."""
     act: str
     target: Mapping[str, Any]
     nats_user: str
     os_user: str
     host: str
     begun_at: float
+    """When the act began."""
     ended_at: float | None = None
     count: int | None = None
     details: Mapping[str, Any] = field(default_factory=dict)

@@ -31,9 +31,13 @@ class Collected:
     """What was deleted: documents and their bytes, dead uploads, and holds of jobs that are not stored any more."""
 
     documents: int = 0
+    """How many documents were deleted."""
     size_bytes: int = 0
+    """Bytes that they had together."""
     uploads: int = 0
+    """How many uploads that were never completed were deleted."""
     holds: int = 0
+    """How many holds of jobs that are stored no more were deleted."""
 
 
 class Collector:

@@ -34,8 +34,7 @@ class Budget:
     """What a tenant may spend in a month (UTC), in micro-dollars.
 
     `tenant`: ``*`` for each tenant that has no budget of its own. `when_spent`: whether a call that it does not admit
-    is refused, or waits for the next month. `key`: the id of an API key, whose calls this budget is for, besides that
-    of the tenant; "": all calls of the tenant.
+    is refused, or waits for the next month. `key`: id of an API key, whose calls this budget is for; "": all calls.
     """
 
     tenant: str
@@ -67,8 +66,9 @@ class Reservation:
 class BudgetStats:
     """What is known of the budget of a tenant, or of its API key, in a month. Amounts are micro-dollars.
 
-    `reserved_micros`: for `reserved_calls` that are under way, or whose process has died; the oldest one was reserved
-    at `oldest_at`. `held_micros`: for `held_calls` that were possibly billed, or are older. `limit_micros`: as heard.
+    `spent_micros`: what calls have cost. `reserved_micros`: for those that are under way, or whose process has died.
+    `held_micros`: for those that were possibly billed, or are older. `reserved_calls`, `held_calls`: how many these
+    are. `oldest_at`: when the oldest was reserved. `limit_micros`: as heard. `key`: id of the API key; "": none.
     """
 
     tenant: str

@@ -34,13 +34,20 @@ class Sums(NamedTuple):
     """
 
     calls: int = 0
+    """How many calls of providers were made."""
     failed: int = 0
+    """How many of them failed."""
     possibly_billed: int = 0
+    """How many of them the provider may bill, though their end is not known."""
     unpriced: int = 0
     prompt_tokens: int = 0
+    """Tokens of the prompts."""
     completion_tokens: int = 0
+    """Tokens of the answers."""
     cached_tokens: int = 0
+    """Tokens of the prompts that the provider had in its cache."""
     cost_micros: int = 0
+    """What the calls cost, in micro-dollars."""
     held_micros: int = 0
 
     def plus(self, other: Sums) -> Sums:

@@ -22,6 +22,7 @@ class ChildStats:
     """A child of a job. `state`: as of JobStats. `children`: its own, if it has not ended."""
 
     name: str
+    """Name of the child in its parent."""
     job_id: str
     family: str
     kind: str

@@ -117,10 +117,15 @@ class Finding:
     """
 
     check: str
+    """What was checked, such as storage or clock."""
     level: Level
+    """How bad it is: ok, warn or fail."""
     text: str
+    """What was found, in a sentence."""
     remedy: str = ""
+    """What to do, with the command; empty: nothing."""
     code: str = ""
+    """Kind of the finding, by which the page of what can go wrong names it; empty: nothing is to be done."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,19 +49,26 @@ class ListedJob:
     priority: str
     kind: str
     state: ListedState
+    """What the job does now: queued, in_flight, parked, retrying, waiting or failed."""
     stream: str
     seq: int
     enqueued_at: float | None
     due_at: float | None = None
+    """When the job enters its lane; None: it does not wait for a time."""
     attempt: int = 0
     unique: str = ""
+    """Key of the caller, of which `job_id` is a hash; empty: the id is the key, or none is known."""
     key: str = ""
     size_bytes: int = 0
     payload: Any = None
     payload_problem: str = ""
+    """Why the message is not shown; empty: it is, or was not asked for."""
     failed_at: float | None = None
+    """When the job failed for good; None: it has not."""
     reason: str = ""
+    """Why the job failed, in one word; empty: it has not."""
     error: str = ""
+    """What the last attempt raised, in one line; empty: it has not failed."""
 
 
 @dataclass(frozen=True, slots=True)

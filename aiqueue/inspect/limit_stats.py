@@ -31,10 +31,12 @@ class LimitUse:
     """
 
     key: str
+    """Value of the limited key."""
     tenant: str | None
     requests: float
     cost: float
     in_flight: int
+    """How many places for calls processes hold; 0 without such a limit."""
     waiting: int
     pause: Pause | None = None
 
@@ -60,11 +62,15 @@ class LimitStats:
     cost: float | None
     in_flight: int | None
     window_s: float
+    """Seconds of the window in which requests and cost count."""
     declared: str | None
     is_override: bool = False
     by: str = ""
+    """Who has set the override; empty: the rule is a declared one."""
     set_at: float | None = None
+    """When the override was set, in seconds since the epoch; None: the rule is a declared one."""
     expires_at: float | None = None
+    """When the override ends by itself, in seconds since the epoch; None: it stays."""
     uses: tuple[LimitUse, ...] = ()
 
     def __str__(self) -> str:

@@ -76,24 +76,35 @@ class JobStats:
     family: str
     tenant: str
     state: JobState
+    """What the job does now, such as queued, in_flight, parked, done or failed."""
     priority: str | None = None
     kind: str | None = None
     attempt: int | None = None
     enqueued_at: float | None = None
     next_attempt_at: float | None = None
+    """When the next attempt is due; None: the job does not wait for a time."""
     result: Any = None
+    """What the handler has returned; None: none yet, or none is kept."""
     failure: Mapping[str, Any] | None = None
+    """Why the job failed: `reason` in one word, `error` in one line; None: it did not."""
     dead_seq: int | None = None
+    """Number of its dead letter; None: there is none."""
     timeline: tuple[TimelineEvent, ...] = ()
+    """What happened to the job, the oldest first."""
     entries: tuple[Entry, ...] = ()
+    """The job's journal, the oldest first, at most ENTRIES_MAX entries and the newest one."""
     entries_cut: bool = False
     note: str = ""
+    """A sentence where the state alone would mislead; empty: it does not."""
     unique: str = ""
+    """Key of the caller, of which `job_id` is a hash; empty: the id is the key, or none is known."""
     parent: str | None = None
+    """Id of the job that has enqueued this one; None: none, or it is not known any more."""
     children: tuple[ChildStats, ...] = ()
     child_count: int = 0
     pause: Pause | None = None
     limit_key: str = ""
+    """Field of the message whose values are limited; empty: the job's lane is of no value."""
     key: str = ""
     schedule: str = ""
     scheduled_for: float | None = None

@@ -43,9 +43,11 @@ class ListedOutcome:
     tenant: str
     kind: str
     state: OutcomeState
+    """How the job has ended: done, failed or cancelled."""
     attempt: int
     seq: int
     ended_at: float
+    """When the job ended."""
     enqueued_at: float | None
     started_at: float | None
     run_s: float | None
@@ -54,6 +56,7 @@ class ListedOutcome:
     error: str = ""
     worker: str = ""
     unique: str = ""
+    """Key of the caller, of which `job_id` is a hash; empty: the id is the key, or none is known."""
     schedule: str = ""
 
 

@@ -45,7 +45,7 @@ class FamilyStats:
     - `oldest_age_s`: age of the oldest pending job, in seconds. None: no job is pending. `lanes`: how many have jobs or
       a consumer.
     - `rate_in`, `rate_done`: jobs a second that were stored and that ended. None: not measured.
-    - `size_limit_bytes`: the limit of the stream on the server. None: no limit.
+    - `size_bytes`: what the stream stores. `size_limit_bytes`: its limit on the server; None: no limit.
     - `partial`: a cluster has not reported all consumers, so `in_flight` may be low and `pending` high; or one of its
       servers that is behind has counted `parked` or `dead`.
     - `pauses`: of the family, and of tenants and kinds in it. Empty also if this user may not read them.
@@ -71,9 +71,9 @@ class FamilyStats:
 
 @dataclass(frozen=True, slots=True)
 class LaneStats:
-    """One lane; tenant ``*`` if all tenants share it. `pending`, `in_flight`, `redelivered`, `parked`: see FamilyStats.
+    """One lane; tenant ``*`` if all tenants share it. `pending`, `in_flight`, `redelivered`, `parked`: as of families.
 
-    - `limit`: how many jobs it may hold. `in_flight_limit`: how many of them may be in flight.
+    - `limit`: how many jobs it may hold. `in_flight_limit`: how many in flight. `limit_key`: the field of `key`.
     - `consumer`: the lane has one, so a worker has served it. `pulls`: open pull requests, so a worker serves it now.
     - `oldest_age_s`: age of the oldest pending job, in seconds. None: no job is pending. Also None for lanes after the
       first AGED_LANES_MAX.

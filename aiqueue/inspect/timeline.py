@@ -49,18 +49,26 @@ class TimelineEvent:
     """
 
     event: str
+    """What happened, such as started, retried or result."""
     at: float | None
     text: str = ""
+    """The same in words, such as the message of a progress."""
     run: int = 0
+    """Run of the job: a sequence in the work stream."""
     attempt: int | None = None
     worker: str = ""
+    """Name of the worker that did it; empty: none is known."""
     reason: str = ""
+    """Why, in one word, of a failure; empty otherwise."""
     until: float | None = None
     count: int = 1
     first_at: float | None = None
+    """When the first of `count` events was; None: there is one only."""
     lost_chunks: int = 0
     data: Any = None
+    """What the event carries, such as a result."""
     dead_seq: int | None = None
+    """Number of the dead letter that the event is about; None: it is about none."""
     after_s: float | None = None
 
 

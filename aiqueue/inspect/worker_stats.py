@@ -62,8 +62,10 @@ class WorkerStats:
     """
 
     name: str
+    """Name of the worker, by default host and process id."""
     state: WorkerState
     host: str
+    """Host on which the worker runs."""
     pid: int
     version: str
     started_at: float
@@ -74,17 +76,22 @@ class WorkerStats:
     done: int
     lanes: int
     families: tuple[str, ...]
+    """Families whose jobs it takes."""
     kinds: Mapping[str, tuple[str, ...]]
     tenants: tuple[str, ...] | None
+    """Tenants whose jobs it takes; None: all."""
     jobs: tuple[RunningJob, ...]
     rss_bytes: int | None
     stalled_s: float = 0.0
+    """For how many seconds it has been stalled; 0: it is not."""
     blocked_at: str = ""
+    """Line of code that blocks the event loop; empty: nothing does."""
     answers: bool = False
     heeds_pauses: bool = False
     heeds_limits: bool = False
     pauses: tuple[Pause, ...] = ()
     in_line: Mapping[str, int] = field(default_factory=dict)
+    """How many lanes stand in line, by family, because too many have jobs."""
 
     @property
     def oldest(self) -> RunningJob | None:

@@ -47,13 +47,18 @@ class Entry:
     """
 
     event: str
+    """What the entry says, such as started, chunk or result."""
     seq: int
+    """Sequence of the entry in the stream of journals."""
     run: int
     epoch: int
     attempt: int
     time: float
+    """When the entry was stored."""
     msg_id: str
+    """Id by which the server drops the entry if it is sent twice."""
     data: Any
+    """What the event carries, such as a chunk or the result."""
     parking_id: str = ""
     lost_chunks: int = 0
     expected_seq: int = 0

@@ -66,13 +66,18 @@ class Pause:
 
     family: str
     tenant: str | None
+    """Tenant that is paused; None: all tenants."""
     kind: str | None
+    """Kind of jobs that is paused; None: all kinds."""
     since: float
     by: str = ""
     reason: str = ""
+    """Why, as the operator has said; empty: nothing was said."""
     until: float | None = None
+    """When the pause ends by itself, in seconds since the epoch; None: it does not."""
     now: bool = False
     key: str | None = None
+    """Value of the limited key that is paused; None: all values."""
 
     @property
     def scope(self) -> PauseScope:

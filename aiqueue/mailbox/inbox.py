@@ -31,10 +31,14 @@ class Sent(NamedTuple):
     """A stored mail. `duplicate`: a mail with the same `unique` was stored before."""
 
     mail_id: str
+    """Id of the mail, which a reply names."""
     tenant: str
     to: str
+    """Agent that the mail is for."""
     conversation: str
+    """Conversation that the mail is part of."""
     seq: int
+    """Sequence of the mail in its stream."""
     duplicate: bool
 
 

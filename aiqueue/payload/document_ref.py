@@ -33,9 +33,13 @@ class Document(pydantic.BaseModel):
 
     tenant: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     sha256: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the content as 64 hexadecimal digits, which names the document."""
     size: Annotated[int, pydantic.Field(ge=0)]
+    """Size of the content in bytes."""
     name: str = ""
+    """Name that the caller gave, such as that of a file; empty: none."""
     content_type: str = ""
+    """Media type that the caller gave; empty: none."""
 
 
 class HeldDocument(NamedTuple):

@@ -50,11 +50,17 @@ class Scores:
     """
 
     mode: Mode
+    """Mode of search that is scored."""
     questions: int
+    """How many questions were asked."""
     hit_1: float
+    """Share of the questions whose answer is the first passage."""
     hit_5: float
+    """Share of the questions whose answer is among the first 5 passages."""
     hit_10: float
+    """Share of the questions whose answer is among the first 10 passages."""
     mrr: float
+    """Mean of 1 / rank of the answer, 0 where it is not among the first 10."""
     took_s: float
     missed: tuple[str, ...]
 

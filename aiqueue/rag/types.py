@@ -120,11 +120,16 @@ class DocumentState:
     total: int = 0
     reason: str = ""
     problems: Sequence[str] = ()
+    """What was wrong with a document that is indexed all the same, a line each."""
     title: str = ""
+    """Title of the document; empty: none was found."""
     source: str = ""
+    """Path or URL that the document was read from; empty: it was sent by value."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What the owner of the document has noted."""
     indexed_version: int | None = None
     chunks: int = 0
+    """How many chunks questions find."""
     updated_at: float = 0.0
     job_id: str = ""
     hints: Mapping[str, str] = field(default_factory=dict)
@@ -136,15 +141,24 @@ class Passage:
 
     document_id: str
     version: int
+    """Version of the document."""
     title: str
+    """Title of the document; empty: none was found."""
     source: str
+    """Path or URL that the document was read from; empty: it was sent by value."""
     heading: str
+    """Section of the passage, with those above it."""
     number: int
+    """Number of the chunk in its document, from 0."""
     start: int
+    """Where the passage begins in the document's text, in characters."""
     page: int | None
+    """Page of the passage, from 1; None: the format has none."""
     text: str
+    """The passage itself."""
     score: float
     metadata: Mapping[str, Any]
+    """What the owner of the document has noted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +167,16 @@ class StoreStats:
 
     documents: int
     chunks: int
+    """How many chunks the documents have together."""
     failed: int
+    """How many documents failed in their newest version."""
     deleted: int
+    """How many documents were deleted, and are remembered."""
     bytes: int
     embedder: str
+    """Embedder of the stored vectors; empty: there are none."""
     dimensions: int
+    """How many numbers a stored vector has; 0: there are none."""
 
 
 @runtime_checkable

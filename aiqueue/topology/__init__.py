@@ -13,9 +13,9 @@ from .selection import WITH_FAMILIES
 from .sizes import Reserved, reserved_bytes
 
 if TYPE_CHECKING:
-    from . import problems, provision, tables  # noqa: TC004 -- lazy: it imports NATS, which a child process must not
+    from . import changes, problems, provision, stamps, tables  # noqa: TC004 -- lazy: it imports NATS, which a child process must not
 
 __all__ = [
-    "LIMITS_FILE", "WITH_FAMILIES", "Family", "FileKey", "Reserved", "StreamSpec", "Topology", "list_directories",
-    "problems", "provision", "reserved_bytes", "tables",
+    "LIMITS_FILE", "WITH_FAMILIES", "Family", "FileKey", "Reserved", "StreamSpec", "Topology", "changes",
+    "list_directories", "problems", "provision", "reserved_bytes", "stamps", "tables",
 ]  # fmt: skip

@@ -26,8 +26,11 @@ class FieldChange(NamedTuple):
     """A field that differs, with values in the API's form. `why`: what the change deletes, or why it is refused."""
 
     key: str
+    """Name of the field in JetStream's API, such as max_bytes."""
     live: Any
+    """Value on the server."""
     wanted: Any
+    """Value that is declared."""
     why: str | None = None
 
 
@@ -41,8 +44,11 @@ class Change:
 
     stream: str
     action: Action
+    """What apply does to the stream: create or update."""
     fields: tuple[FieldChange, ...] = ()
+    """Fields that differ; of a new stream none."""
     lanes: tuple[str, ...] = ()
+    """Names of the consumers that change; empty: the stream itself does."""
     loss: str | None = None
     refused: str | None = None
     note: str | None = None

@@ -82,8 +82,11 @@ class Problem:
 
     stream: str
     code: str
+    """Kind of the problem, by which the page of what can go wrong names it."""
     text: str
+    """What was found, in a sentence."""
     remedy: str
+    """What to do about the problem, with the command."""
 
     def line(self) -> str:
         """Return the problem as one line."""

@@ -75,9 +75,13 @@ class Applied:
 
     stream: str
     service: str
+    """Setting `name` of the service that applied; empty: none was set."""
     host: str
+    """Host on which apply ran."""
     version: str
+    """Version of aiqueue that applied."""
     at: str
+    """When the stream was applied, as ISO 8601 in UTC, by the host's clock."""
     same: bool
 
     @property

@@ -18,8 +18,10 @@ import pytest
 from aiqueue import connect
 from aiqueue.cli import main
 from aiqueue.cli.demo import analysis
+from aiqueue.cli.json_keys import OUTPUTS
 from aiqueue.config import Settings
 from aiqueue.topology import provision
+from tools.docs.json_text import problems_of
 
 from ..support import ROOT, Account, processes, wait_until
 
@@ -130,6 +132,7 @@ Runs = Mapping[str, tuple[Place, "subprocess.Popen[str]"]]
 def report_of(out: str) -> dict[str, Any]:
     report = json.loads(out)
     assert isinstance(report, dict)
+    assert problems_of(["demo", "--json"], out, OUTPUTS) == []
     return report
 
 

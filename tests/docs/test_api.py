@@ -54,9 +54,28 @@ def test_no_name_is_on_two_pages() -> None:
 
 
 @pytest.mark.parametrize("group", public.GROUPS, ids=lambda group: group.file)
-def test_a_page_has_a_sentence_and_a_directive_for_each_of_its_names(group: Group) -> None:
+def test_a_page_has_a_sentence_and_a_section_for_each_of_its_names(group: Group) -> None:
     page = api.render(group)
     for each in group.listed():
-        assert f"\n::: {each.path}\n" in page
+        assert f"\n### {each.name}\n\n`from {each.module} import {each.name}`\n" in page
         row = next(line for line in page.splitlines() if line.startswith(f"| `{each.name}` | "))
         assert len(row.split("|")[2].split()) > 1
+
+
+def test_a_docstring_with_code_becomes_markdown() -> None:
+    doc = """Do it, with ``code``::
+
+        first()
+
+        second()
+
+    Then more.
+    """
+    assert api.paragraphs(doc) == "Do it, with `code`:\n\n```text\nfirst()\n\nsecond()\n```\n\nThen more."
+
+
+def test_a_signature_has_plain_defaults_and_is_wrapped_where_it_is_long() -> None:
+    def call(self: object, a: int, b: str = "x", *, c: object = object, **more: int) -> None: ...
+
+    assert api.signature(call, "call") == "call(a, b='x', *, c=…, **more)"
+    assert api.signature(call, "c" * 99).count("\n") == 6

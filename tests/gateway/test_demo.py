@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from aiqueue.cli.demo.gateway_view import CallBoard, DemoBill
+from aiqueue.cli.json_keys import OUTPUTS
 from aiqueue.gateway import BudgetStats, ModelConfig, Price, ProviderConfig, UsageRecord
 from aiqueue.gateway.standin import LoggedCall
+from tools.docs.json_text import problems_of
 
 from ..support import ROOT, processes, wait_until
 
@@ -128,6 +130,7 @@ def test_the_bill_of_a_whole_demo_adds_up_and_the_provider_refuses_only_what_it_
     demo = demos("--json")
     assert demo.process.wait(110) == 0, demo.output()
     report = json.loads(demo.output())
+    assert problems_of(["gateway", "demo", "--json"], demo.output(), OUTPUTS) == []
     assert report["ok"]
     assert report["answered"] == report["requests"]
     assert report["refused"] == 1

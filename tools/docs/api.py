@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from . import markdown
 from .sentences import attribute_sentences, first_sentence, is_sentence, module_texts, own_doc, sentences_of
 
 ROOT_PACKAGE = "aiqueue"
+LINE_MAX = 100
 
 
 @dataclass(frozen=True)
@@ -151,14 +153,70 @@ class Group:
 
 
 def render(group: Group) -> str:
-    """Return a page: a table of each heading's names, and behind them a directive for mkdocstrings."""
+    """Return a page: a table of each heading's names, and behind it what is said of each."""
     parts = [group.opening]
     for heading, paths in group.names.items():
         found = [find(*each.rsplit(".", 1)) for each in paths]
         rows = [(markdown.code(each.name), markdown.sentence(first_sentence(each.text))) for each in found]
         parts += [f"## {heading}", markdown.table(("name", "what it is"), rows)]
-        parts += [f"::: {each.path}" for each in found]
+        parts += [part for each in found for part in _section(each)]
     return markdown.page(group.title, *parts)
+
+
+def _section(name: Name) -> Iterator[str]:
+    """Return what is said of a name: signature, docstring, fields and methods."""
+    yield f"### {name.name}"
+    yield f"`from {name.module} import {name.name}`"
+    if inspect.isclass(name.thing) or inspect.isroutine(name.thing):
+        yield "```text\n" + signature(name.thing, name.name) + "\n```"
+    yield paragraphs(name.text)
+    found = members(name.thing)
+    fields = [(markdown.code(each.name), markdown.sentence(each.text)) for each in found if each.is_field and each.text]
+    yield markdown.table(("field", "meaning"), fields)
+    for each in found:
+        if not each.is_field:
+            thing = inspect.getattr_static(name.thing, each.name)
+            shown = each.name if isinstance(thing, property) else signature(getattr(name.thing, each.name), each.name)
+            yield f"#### {name.name}.{each.name}"
+            yield "```text\n" + shown + "\n```"
+            yield paragraphs(each.text)
+
+
+def signature(thing: Any, name: str) -> str:
+    """Return how a class or function is called: its parameters, and defaults that are plain values."""
+    try:
+        parameters = list(inspect.signature(thing).parameters.values())
+    except (TypeError, ValueError):
+        return name
+    shown, has_star = [], False
+    for each in parameters:
+        if each.name in ("self", "cls"):
+            continue
+        if each.kind is each.KEYWORD_ONLY and not has_star:
+            shown.append("*")
+        has_star = has_star or each.kind in (each.KEYWORD_ONLY, each.VAR_POSITIONAL)
+        star = "*" if each.kind is each.VAR_POSITIONAL else "**" if each.kind is each.VAR_KEYWORD else ""
+        is_plain = isinstance(each.default, str | int | float | bool | tuple | None)
+        default = "" if each.default is each.empty else f"={each.default!r}" if is_plain else "=…"
+        shown.append(f"{star}{each.name}{default}")
+    line = f"{name}({', '.join(shown)})"
+    return line if len(line) <= LINE_MAX else f"{name}(\n    " + ",\n    ".join(shown) + ",\n)"
+
+
+def paragraphs(doc: str) -> str:
+    """Return a docstring as Markdown: what is indented below ``::`` is code."""
+    found: list[str] = []
+    for each in inspect.cleandoc(doc).split("\n\n"):
+        if each.startswith("    ") and found:
+            code = textwrap.dedent(each).rstrip()
+            if found[-1].endswith("\n```"):  # a blank line in the same code
+                found[-1] = found[-1].removesuffix("\n```") + f"\n\n{code}\n```"
+            else:
+                found[-1] = found[-1].removesuffix("::").rstrip() + (":" if found[-1].endswith("::") else "")
+                found.append(f"```text\n{code}\n```")
+        else:
+            found.append(markdown.from_docstring(each))
+    return "\n\n".join(each for each in found if each.strip(":"))
 
 
 def render_index(groups: Sequence[Group]) -> str:

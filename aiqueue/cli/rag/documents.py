@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ from .opened_store import run_with_store
 if TYPE_CHECKING:
     from ...client import Client
     from ...rag import DocumentState, StoreStats, VectorStore
+    from ..json_keys import DeletedDocumentJson
 
 PAGE = 1_000
 
@@ -147,15 +148,15 @@ def rm(
     Exit codes: 0 deleted (stored as jobs, with --no-wait); 1 some were not deleted in time.
     """
 
-    async def delete(client: Client) -> list[dict[str, Any]]:
+    async def delete(client: Client) -> list[DeletedDocumentJson]:
         from ...rag import Rag, RagDelete  # noqa: PLC0415
 
         if await is_worker_missing(client, RagDelete, tenant):
             output.print_line(f"{NO_WORKER}; the deletions wait for one", err=True)
         handles = [await Rag(client).delete(each, tenant=tenant) for each in document_ids]
-        found: list[dict[str, Any]] = []
+        found: list[DeletedDocumentJson] = []
         for document_id, handle in zip(document_ids, handles, strict=True):
-            told: dict[str, Any] = {"document_id": document_id, "job_id": handle.id}
+            told: DeletedDocumentJson = {"document_id": document_id, "job_id": handle.id}
             if not no_wait:
                 try:
                     told["state"] = (await handle.result(timeout))["state"]

@@ -19,6 +19,7 @@ from .files import FoundFile
 if TYPE_CHECKING:
     from ...client import Client, Handle
     from ...job import JobSpec
+    from ..json_keys import IngestJson
 
 AT_ONCE = 256  # results that are awaited
 SHOWN = 20  # documents with problems, in text
@@ -57,7 +58,7 @@ class IngestTotals:
     def fail(self, document_id: str, why: str) -> None:
         self.failed[document_id] = why
 
-    def as_data(self) -> dict[str, Any]:
+    def as_data(self) -> IngestJson:
         return {
             "found": self.found, "stored": self.stored, "completed": self.completed, "chunks": self.chunks,
             "completed_with_errors": [{"document_id": each, "problems": why} for each, why in self.problems.items()],

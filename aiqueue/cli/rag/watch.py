@@ -28,6 +28,7 @@ from .pipeline import IngestOrder, IngestTotals, ingest_files
 
 if TYPE_CHECKING:
     from ...client import Client
+    from ..json_keys import WatchedJson
 
 INTERVAL_MIN_S = 0.1
 State = tuple[int, int]  # size and time of change
@@ -188,7 +189,8 @@ async def _apply(client: Client, changes: Changes, order: IngestOrder, *, as_jso
 
 def _tell(document_id: str, state: str, why: str, *, as_json: bool) -> None:
     if as_json:
-        output.print_json({"document_id": document_id, "state": state, "reason": why}, lines=True)
+        shown: WatchedJson = {"document_id": document_id, "state": state, "reason": why}
+        output.print_json(shown, lines=True)
         return
     told = " ".join(output.escape_controls(f"{document_id}{f': {why}' if why else ''}").split())
     output.print_line(f"{time.strftime('%H:%M:%S')}  {state.replace('_', ' ')}  {told}")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ...client import Client
     from ...job import Message
     from ...schedules import Added, Recurrence
+    from ..json_keys import AddedScheduleJson
 
 WHEN = "When (give one)"
 
@@ -131,8 +132,11 @@ def add(  # noqa: PLR0913  (one parameter per option)
     document = added.document
     if json:
         next_at = None if document.next_ms is None else document.next_ms / 1000
-        shown = {"id": document.id, "tenant": document.tenant, "action": added.action, "next_at": next_at}
-        output.print_json(shown | {"when": recurrence.describe()})
+        shown: AddedScheduleJson = {
+            "id": document.id, "tenant": document.tenant, "action": added.action, "next_at": next_at,
+            "when": recurrence.describe(),
+        }  # fmt: skip
+        output.print_json(shown)
         return
     output.print_line(f"{added.action} schedule {describe_document(document)}")
     output.print_line(f"next: {describe_next(document)}")

@@ -13,6 +13,7 @@ from .arguments import ScheduleId, Tenant, describe_next
 
 if TYPE_CHECKING:
     from ...schedules import UndeclaredSchedule
+    from ..json_keys import PausedScheduleJson, PrunedJson, RemovedScheduleJson, ResumedScheduleJson
 
 
 def rm(
@@ -38,7 +39,8 @@ def rm(
         int,
     )
     if json:
-        output.print_json({"removed": removed})
+        shown: RemovedScheduleJson = {"removed": removed}
+        output.print_json(shown)
     elif removed:
         again = f"; running workers of {owner} that declare it add it again" if owner else ""
         output.print_line(f"removed schedule {schedule_id} of {tenant}{again}")
@@ -68,8 +70,12 @@ def prune(
     else:
         found = options.run_with_client(lambda client: client.schedules.find_undeclared(owner), reads=True)
     if json:
-        shown = [{"id": each.id, "tenant": each.tenant, "declared_at": each.declared_at} for each in found]
-        output.print_json({"owner": owner, "removed": yes, "schedules": shown})
+        shown: PrunedJson = {
+            "owner": owner,
+            "removed": yes,
+            "schedules": [{"id": each.id, "tenant": each.tenant, "declared_at": each.declared_at} for each in found],
+        }
+        output.print_json(shown)
         return
     for each in found:
         output.print_line(f"{'removed' if yes else 'would remove'} {each.id} of {each.tenant}: {_explain(each)}")
@@ -111,8 +117,12 @@ def pause(
         lambda client: client.schedules.pause(schedule_id, tenant=tenant, reason=reason),
     )
     if json:
-        pause_data = paused.paused and paused.paused._asdict()
-        output.print_json({"id": paused.id, "tenant": paused.tenant, "paused": pause_data})
+        pause = paused.paused
+        shown: PausedScheduleJson = {
+            "id": paused.id, "tenant": paused.tenant,
+            "paused": pause and {"since": pause.since, "by": pause.by, "reason": pause.reason},
+        }  # fmt: skip
+        output.print_json(shown)
     else:
         output.print_line(f"paused schedule {schedule_id} of {tenant}")
 
@@ -127,6 +137,7 @@ def resume(options: ServerOptions, schedule_id: ScheduleId, *, tenant: Tenant, j
     )
     if json:
         next_at = None if found.next_ms is None else found.next_ms / 1000
-        output.print_json({"id": found.id, "tenant": found.tenant, "next_at": next_at})
+        shown: ResumedScheduleJson = {"id": found.id, "tenant": found.tenant, "next_at": next_at}
+        output.print_json(shown)
     else:
         output.print_line(f"resumed schedule {schedule_id} of {tenant}; next: {describe_next(found)}")

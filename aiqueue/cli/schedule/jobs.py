@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from .arguments import ScheduleId, Tenant
 
 if TYPE_CHECKING:
     from ...schedules import AskedJob
+    from ..json_keys import AskedJobJson
 
 
 def run(options: ServerOptions, schedule_id: ScheduleId, *, tenant: Tenant, json: Json = False) -> None:
@@ -67,7 +68,7 @@ def backfill(
     )
 
 
-def _to_data(asked: AskedJob) -> dict[str, Any]:
+def _to_data(asked: AskedJob) -> AskedJobJson:
     return {
         "job_id": asked.job_id, "tick": asked.tick_ms / 1000, "duplicate": asked.duplicate, "by_owner": asked.by_owner,
     }  # fmt: skip

@@ -150,7 +150,7 @@ def run(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
         command = command_of([*words, "--json"], OUTPUTS)
         assert command is not None
         ran.add(command)
-        is_lines = any(each.lines for each in OUTPUTS[command])
+        is_lines = all(each.lines for each in OUTPUTS[command])
         return [json.loads(line) for line in done.stdout.splitlines()] if is_lines else json.loads(done.stdout)
 
     ran: set[str] = set()

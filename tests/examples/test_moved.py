@@ -30,5 +30,7 @@ def test_each_moved_app_names_the_page_that_tells_of_its_move() -> None:
     assert len(MOVED) > 1
     for name in MOVED:
         texts = [file.read_text() for file in (ROOT / "examples" / name).glob("*.py")]
-        pages = [page for page in ROOT.glob("docs/from-*.md") if any(f"docs/{page.name}" in text for text in texts)]
+        pages = [
+            page for page in ROOT.glob("docs/guides/from-*.md") if any(f"guides/{page.name}" in text for text in texts)
+        ]
         assert [page.name for page in pages if f"examples/{name}" in page.read_text()], name

@@ -165,6 +165,7 @@ def _ask_of_workers(shop: Shop, long: list[str], waiting: str) -> None:
     assert "(slots_busy)" in explained
     assert "2 of 2 slots in use" in explained
     assert "nats-server" in shop.ask("aiqueue doctor")
+    assert "shop.jobs" in shop.ask("aiqueue top")
     assert "as declared" in shop.ask("aiqueue plan")
 
 

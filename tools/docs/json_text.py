@@ -23,7 +23,7 @@ def problems_of(arguments: Sequence[str], stdout: str, outputs: Mapping[str, Seq
     if command is None:
         return []
     forms = outputs[command]
-    values = _lines(stdout) if any(each.lines for each in forms) else _value(stdout)
+    values = _value(stdout) or (_lines(stdout) if any(each.lines for each in forms) else [])
     found: list[str] = []
     for value in values:
         tried = sorted((differences(value, each.type, command) for each in forms), key=len)

@@ -11,7 +11,7 @@ from typing import Final
 
 from ...client import AuditLine
 from ...documents import Collected
-from ...inspect import Explanation, FamilyStats, Finding, LaneStats, LimitStats, WorkerStats
+from ...inspect import Explanation, FamilyStats, Finding, LaneStats, LimitStats
 from ...lanes import Pause
 from ...mailbox import Sent
 from ...payload import Document
@@ -27,6 +27,7 @@ from .jobs import (
     EnqueuedJson,
     EntryJson,
     FailedJobJson,
+    InspectedAgainJson,
     InspectedJob,
     LetterErrorJson,
     ListedJobsJson,
@@ -43,6 +44,7 @@ from .operating import (
     HealthJson,
     HistoryJson,
     InboxJson,
+    ListedWorker,
     MailJson,
     NotSentJson,
     PercentilesJson,
@@ -159,13 +161,14 @@ OUTPUTS: Final[Mapping[str, tuple[Output, ...]]] = {
     "reschedule": (Output(RescheduleJson),),
     "pause": (Output(Pause), Output(list[Pause], "without a family")),
     "resume": (Output(ResumeJson),),
-    "workers": (Output(list[WorkerStats]), Output(WorkerStats, "with a worker")),
+    "workers": (Output(list[ListedWorker]), Output(ListedWorker, "with a worker")),
     "health": (Output(HealthJson),),
     "history": (Output(HistoryJson),),
     "inspect": (
         Output(list[FamilyStats], "without an argument"),
         Output(list[LaneStats], "with a family or --tenant"),
         Output(InspectedJob, "with a job"),
+        Output(InspectedAgainJson, "with --watch", lines=True),
     ),
     "explain": (Output(Explanation),),
     "tail": (Output(EntryJson, lines=True),),

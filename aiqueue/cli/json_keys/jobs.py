@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
-from ...inspect import Explanation, JobStats, ListedJob, ListedOutcome
+from ...inspect import Explanation, FamilyStats, JobStats, LaneStats, ListedJob, ListedOutcome
 
 
 class EnqueuedJson(TypedDict):
@@ -232,3 +232,18 @@ class InspectedJob(JobStats):
 
     explanation: Explanation | None = None
     """Why the job waits, or what else it does; null: the job has ended."""
+
+
+class InspectedAgainJson(TypedDict):
+    """A view at one moment: one of the last four keys."""
+
+    at: float
+    """When this was read, in seconds since the epoch."""
+    families: NotRequired[list[FamilyStats]]
+    """All families, without an argument."""
+    lanes: NotRequired[list[LaneStats]]
+    """The lanes of a family or tenant."""
+    job: NotRequired[InspectedJob]
+    """The job that was named."""
+    error: NotRequired[str]
+    """Why nothing could be read, in one line."""

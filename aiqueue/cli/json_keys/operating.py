@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
-from ...inspect import LimitStats
+from ...inspect import LimitStats, RunningJob, WorkerStats
 from ...lanes import Pause
 from ...topology import changes as plans
 from ...topology import problems as faults
 from ...topology import stamps
+
+
+@dataclass(frozen=True)
+class ListedWorker(WorkerStats):
+    """A worker, and the job that it has run for longest."""
+
+    oldest: RunningJob | None = None  # a property there, which `asdict` leaves out
+    """The job that runs longest; null: none runs."""
 
 
 class ResumeJson(TypedDict):

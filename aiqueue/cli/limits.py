@@ -120,7 +120,10 @@ def ls(
     *,
     json: Json = False,
 ) -> None:
-    """List the rules that hold now, what each value of the key uses of them, and what is paused."""
+    """List the rules, what each value of the key uses of them, and what is paused.
+
+    Declared rules are those of the limits.toml that this command reads. Workers keep what they read at their start.
+    """
     from ..inspect import read_key_pauses  # noqa: PLC0415
 
     async def fetch(client: Client) -> tuple[list[LimitStats], list[Pause]]:

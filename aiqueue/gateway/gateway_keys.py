@@ -40,7 +40,8 @@ PROVIDER_KEYS: Final[Mapping[str, FileKey]] = {
         "100",
     ),
     "limit_field": FileKey(
-        "Field in which the provider gets the limit of a completion, whichever of the two a request has. "
+        "Field in which the provider gets the limit of a completion, whether a request has `max_tokens` or "
+        "`max_completion_tokens`. "
         '`"none"`: as the request gives it.',
         '`"max_completion_tokens"` for `openai` at `api.openai.com` and `*.azure.com`, else `"max_tokens"`',
     ),
@@ -56,12 +57,10 @@ MODEL_KEYS: Final[Mapping[str, FileKey]] = {
     "kind": FileKey("What the model answers: chats with text, or texts with vectors.", '"chat"'),
     "context": FileKey("How many tokens prompt and completion have together at most.", 'none; required for `"chat"`'),
     "max_output_tokens": FileKey(
-        "How many tokens a completion has at most. A request with a higher limit is refused; for one without a limit "
-        "this "
-        'one is reserved and sent, so it may be below the provider\'s own maximum. With `limit_field = "none"` it must '
-        "not. If it is above half of `context`, it is sent where it is sure to fit beside the prompt; else a "
-        "completion "
-        "as long as the context is reserved.",
+        "How many tokens a completion has at most. A request with a higher limit is refused. For a request without a "
+        "limit, this number is reserved, and sent as the limit. So it may be below the provider's own maximum, but not "
+        'with `limit_field = "none"`, where nothing is sent. If the number is above half of `context`, it is sent only '
+        "where it fits beside the prompt; otherwise nothing is sent, and all of `context` is reserved.",
         'none; required for `"chat"`',
     ),
     "tokens_per_byte": FileKey(
@@ -95,7 +94,8 @@ PRICE_KEYS: Final[Mapping[str, FileKey]] = {  # in the order of `Price.of`
     ),
     "cache_write": FileKey(
         "USD for a million tokens of the prompt that the provider has put into its cache. The default is reserved only "
-        "for requests with `cache_control`: give it for models that fill the cache by themselves, and charge for that.",
+        "for requests with `cache_control`. Set this price for a provider that fills its cache without being asked, "
+        "and charges for that.",
         "twice `input`",
     ),
 }

@@ -60,8 +60,8 @@ class WorkerProcess:
         self._serving: asyncio.Task[bool] | None = None
         self._timer: threading.Timer | None = None
         self._ending = threading.Lock()  # held by who says how the process ends: its end, or the timer
-        self._has_started = False
-        self._overdue = False
+        self._has_started = self._signalled = self._overdue = False
+        self._loop: asyncio.AbstractEventLoop
         self._had_terminal = has_terminal()
         self._reloads: set[asyncio.Task[None]] = set()
         role = "worker " if isinstance(worker, Worker) else "agent " if isinstance(worker, Agent) else ""
@@ -73,12 +73,12 @@ class WorkerProcess:
         Raises WorkerFailed for errors of the user's code, and what connecting raises.
         """
         self._reporter.start()
-        self._running, loop = asyncio.current_task(), asyncio.get_running_loop()
-        self._serving = loop.create_task(self._serve())
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal, number)
+        self._running, self._loop = asyncio.current_task(), asyncio.get_running_loop()
+        self._serving = self._loop.create_task(self._serve())
+        # not the loop's own handlers: those run when the user's code does not block the loop
+        former = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         if getattr(self._worker, "reload", None) is not None:
-            loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+            self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         if self._member is not None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by the pool's parent
         try:
@@ -94,6 +94,8 @@ class WorkerProcess:
                 self._timer.cancel()
                 if not self._ending.acquire(blocking=False):
                     self._timer.join()  # it ends the process
+            for number, handler in former.items():
+                signal.signal(number, handler)
         if self._overdue:
             raise WorkerFailed(_explain_overdue())
         output.print_notice(f"{self._name}: stopped before it had started")
@@ -102,7 +104,7 @@ class WorkerProcess:
     async def end(self) -> None:
         """End as after a signal, once the loop was stopped while `run` was under way. What `run` raises is dropped."""
         if not self._stop.is_set():
-            self._on_signal(signal.SIGTERM)
+            self._begin_stop()
         if self._running is not None:
             await asyncio.wait([self._running])
             self._running.exception()
@@ -136,13 +138,20 @@ class WorkerProcess:
         output.print_notice(f"{self._name}: {done} in {took}; {ending}")
         return session.clean
 
-    def _on_signal(self, number: int) -> None:
+    def _on_signal(self, number: int, _frame: object = None) -> None:
+        """Runs in the main thread amid whatever that does, also while a handler blocks the event loop."""
+        if not self._signalled:
+            self._signalled = True
+            self._loop.call_soon_threadsafe(self._begin_stop)
+        elif self._member is None:
+            with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: amid another write to it
+                sys.stderr.flush()
+            os._exit(128 + number)
+
+    def _begin_stop(self) -> None:
         if self._stop.is_set():
-            if self._member is None:
-                with contextlib.suppress(OSError):
-                    sys.stderr.flush()
-                os._exit(128 + number)
             return
+        self._signalled = True
         self._stop.set()
         assert self._serving is not None
         if not self._has_started:
@@ -157,7 +166,7 @@ class WorkerProcess:
     def _on_hangup(self) -> None:
         """Have the worker read its files again: it has a method `reload`. If the terminal is gone, stop instead."""
         if self._had_terminal and not has_terminal():
-            self._on_signal(signal.SIGHUP)
+            self._begin_stop()
         elif self._has_started:
             task = asyncio.get_running_loop().create_task(self._worker.reload(self._client))  # type: ignore[union-attr]
             self._reloads.add(task)

@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
         "workers",
         examples=(
             "  aiqueue workers                                    all workers",
-            "  aiqueue workers --family agent.tasks --tenant acme those that take jobs of a tenant",
+            "  aiqueue workers --family agent.tasks --tenant acme  those that take jobs of a tenant",
             "  aiqueue workers vm-10129                           one, with what it runs",
         ),
     )(workers)

@@ -33,7 +33,7 @@ from .. import forks
 from ..support import ROOT, Account, create_streams, wait_until, whole_lines
 
 WORKER = """
-import asyncio, aiqueue
+import asyncio, time, aiqueue
 
 class Echo(aiqueue.Message, kind="echo"):
     text: str = ""
@@ -49,6 +49,9 @@ async def echo(job: aiqueue.Job[Echo]) -> dict:
         raise aiqueue.Reject("not wanted")
     if job.message.text == "raise":
         raise ValueError("broken")
+    if job.message.text == "block":
+        print("blocking", flush=True)
+        time.sleep(50)
     if job.message.hold_s:
         print("holding", flush=True)
         await asyncio.sleep(job.message.hold_s)
@@ -638,6 +641,15 @@ class TestWork:
         wait_until(lambda: "draining" in processes.said(working))
         working.send_signal(number)
         assert working.wait(40) == code  # not after the 50 s of its job
+
+    def test_second_signal_ends_it_also_while_a_handler_blocks_its_event_loop(
+        self, processes: Processes, ready: Cli, working: forks.Program
+    ) -> None:
+        ready("enqueue", "echo", '{"text": "block"}', "--tenant", "acme")
+        wait_until(lambda: "blocking" in processes.said(working))
+        working.send_signal(signal.SIGTERM)
+        working.send_signal(signal.SIGINT)
+        assert working.wait(40) in (130, 143)  # not after the 50 s of its job
 
     def test_options_override_the_worker(self, processes: Processes, ready: Cli) -> None:
         options = ["--concurrency", "2", "--tenants", "acme,globex", "--families", "agent.tasks"]

@@ -113,6 +113,7 @@ async def _read_chunks(source: Input) -> AsyncIterator[bytes]:
     import asyncio  # noqa: PLC0415
     import os  # noqa: PLC0415
     import threading  # noqa: PLC0415
+    from concurrent.futures import CancelledError  # noqa: PLC0415
 
     if source.fd is None:
         yield source.text
@@ -131,8 +132,8 @@ async def _read_chunks(source: Input) -> AsyncIterator[bytes]:
                 asyncio.run_coroutine_threadsafe(queue.put(got), loop).result()
                 if not got or isinstance(got, OSError):
                     return
-        except RuntimeError:
-            return  # the loop is closed, and the chunks are no longer read
+        except (RuntimeError, CancelledError):
+            return  # the loop is closed or closing, and the chunks are no longer read
         finally:
             os.close(fd)
 

@@ -543,6 +543,15 @@ class TestEnqueue:
         assert result.stderr.splitlines()[0] == "1 job enqueued before this error:"
         assert result.stderr.splitlines()[1].startswith("error: stdin line 3: not JSON: ")
 
+    def test_a_bad_line_before_much_that_is_not_read_any_more_is_one_error(
+        self, processes: Processes, ready: Cli
+    ) -> None:
+        text = '{"text": "a"}\n{"text"\n' + '{"text": "b"}\n' * 60_000  # more than is read ahead
+        result = processes.run("enqueue", "echo", "-", "--tenant", "acme", text=text)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+        assert len(result.stderr.splitlines()) == 2
+
     def test_bad_job_among_many_ends_it_with_what_was_stored(self, ready: Cli, place: Path) -> None:
         lines = [f'{{"task_id": "t-{n}"}}' for n in range(30)]
         lines[7] = '{"task_id": "a/b"}'

@@ -141,7 +141,7 @@ class TestScreen:
         terminal.press("\r")
         await terminal.wait("message", "job acme-", "\\x9b31m")
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
     async def test_the_terminal_is_restored_when_a_signal_ends_it(
         self, client: aiqueue.Client, open_terminal: Open, number: signal.Signals
     ) -> None:
@@ -216,6 +216,34 @@ class TestKeys:
         await terminal.wait("filter 'ini'")
         terminal.press(ESCAPE)
         await terminal.until(lambda: len(tenants()) == 3)
+
+    async def test_keys_that_come_at_once_are_about_the_rows_that_the_keys_before_them_have_left(
+        self, client: aiqueue.Client, open_terminal: Open
+    ) -> None:
+        for tenant in ("acme", "globex"):
+            await enqueue(client, 1, tenant)
+        terminal = open_terminal("top", FAMILY)
+        await terminal.wait("acme", "globex", "? help")
+        terminal.press("/globex\rp")
+        await terminal.wait("Pause agent.tasks, tenant globex?")
+        terminal.press("n")
+        await terminal.wait("nothing was changed")
+        terminal.press("\r\rp?")  # into a lane whose jobs are not read yet: no row is meant
+        await terminal.wait("any key goes on")
+        terminal.press("n")
+        await terminal.wait("globex-0")
+
+    async def test_a_count_that_is_done_while_a_filter_is_typed_asks_nothing(
+        self, client: aiqueue.Client, open_terminal: Open
+    ) -> None:
+        await fail(client, 2)
+        terminal = open_terminal("top", FAMILY)
+        await terminal.wait("acme", "dead 2", "? help")
+        terminal.press("R/y")
+        await terminal.wait("filter: y_")
+        await terminal.until(lambda: terminal.shows("filter: y_", "no rows contain"))
+        await terminal.wait_raw("every 2s", 3)
+        assert "filter: y_" in terminal.text
 
     async def test_help_names_every_key(self, client: aiqueue.Client, open_terminal: Open) -> None:
         terminal = open_terminal("top")

@@ -83,7 +83,7 @@ class _Showing:
         self._loop.add_reader(fd, self._read_keys)
         handlers = {
             signal.SIGWINCH: self._wake.set, signal.SIGTSTP: self._suspend, signal.SIGCONT: self._resume,
-            signal.SIGTERM: self._end, signal.SIGHUP: self._end,
+            signal.SIGTERM: self._end, signal.SIGHUP: self._end, signal.SIGQUIT: self._end,
         }  # fmt: skip
         for number, handler in handlers.items():
             self._loop.add_signal_handler(number, handler)

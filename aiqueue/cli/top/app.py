@@ -40,6 +40,7 @@ class TopApp:
         self._changed: Callable[[], None] = _nothing
         self._tasks: set[asyncio.Task[None]] = set()
         self._shown = Shown(None)
+        self._size = 80, 24
         self._colour = not os.environ.get("NO_COLOR")
         self.state = TopState(Look(place, sort=place.default_sort))
         self.poller: Poller[Figures] = Poller(client.connection, self._read, interval_s, self._on_read)
@@ -55,6 +56,7 @@ class TopApp:
 
     def draw(self, columns: int, rows: int) -> Sequence[str]:
         """See `View`."""
+        self._size = columns, rows
         frame = draw_frame(
             self.state, self.poller.value, self.poller.problem(), columns, rows,
             interval_s=self.poller.interval_s, colour=self._colour,
@@ -76,6 +78,8 @@ class TopApp:
             self.poller.restart()
         elif self.state.place.pane == "lanes" and _order(self.state.look) != _order(before.look):
             self.poller.hurry()
+        if self.state.place != before.place or _order(self.state.look) != _order(before.look):
+            self.draw(*self._size)  # the next key may be here already: it is about the rows of this state
         if self.state.act is not None:
             self._start(self._carry_out(self.state.act))
             self.state = replace(self.state, act=None)
@@ -144,8 +148,8 @@ class TopApp:
         place = self.state.place
         replay = await acts.count_dead(self._client, act)
         assert replay.plan is not None
-        if self.state.place != place or self.state.asked is not None:
-            return  # the user has gone on meanwhile
+        if self.state.place != place or self.state.asked is not None or self.state.typing:
+            return  # the user has gone on meanwhile: a "y" that is typed is no answer
         if replay.plan.count:
             self.state = ask(self.state, replay)
             self._changed()

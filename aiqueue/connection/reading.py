@@ -13,7 +13,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ SEQ_MAX = 2**64 - 1
 STEPS_MAX = 64  # messages that are read one by one from the leader before the next page is asked for
 CURRENT_S = 0.5  # how long a server of a cluster that is behind is waited for
 LOOK_AGAIN_S, LOOK_AGAIN_MAX_S = 0.002, 0.05
+LOST_NS = 10 * 10**9  # a leader that has not heard of a server for so long calls it lost
 
 
 class ReadConnection(Protocol):
@@ -179,7 +180,8 @@ async def wait_current(connection: ReadConnection, stream: str, *, within_s: flo
     """Wait until all servers that answer direct gets have the changes that the stream's leader has now, deletions too.
 
     The leader says which changes a server has got; to apply them takes it a moment longer. False: one has not got them
-    after `within_s` seconds, or this user may not ask. True at once where there is no cluster.
+    after `within_s` seconds, or this user may not ask. A server that is down does not count: it answers nobody. True at
+    once where there is no cluster.
 
     Raises NotFound, Unavailable.
     """
@@ -195,10 +197,17 @@ async def wait_current(connection: ReadConnection, stream: str, *, within_s: flo
         if current >= {each["name"] for each in replicas}:
             break
         if time.monotonic() - began > within_s:
-            return False
+            return not any(_is_heard(each) for each in replicas if each["name"] not in current)
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, LOOK_AGAIN_MAX_S)
     return True
+
+
+def _is_heard(replica: Mapping[str, Any]) -> bool:
+    """Return whether the leader has lately heard of a replica. 0: not since it leads. `offline` is set only minutes
+    after a server was killed.
+    """
+    return 0 < int(replica.get("active") or 0) < LOST_NS
 
 
 async def read_last(connection: ReadConnection, stream: str, subjects: Sequence[str]) -> list[Stored]:

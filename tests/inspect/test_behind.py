@@ -9,6 +9,7 @@ import pytest
 
 import aiqueue
 from aiqueue.errors import Unavailable
+from aiqueue.inspect import stats
 
 from ..lagging import LaggingCluster
 from ..support import Eventually, create_streams, wait_until
@@ -72,6 +73,23 @@ async def test_no_list_plan_or_count_is_taken_for_whole_that_a_server_has_answer
         assert [(await client.jobs.plan("cancel")).count for _ in range(READS)] == [0] * READS
 
 
+async def test_a_server_that_is_down_answers_nobody_and_makes_no_list_and_no_count_partial(
+    cluster: LaggingCluster, eventually: Eventually
+) -> None:
+    node = cluster.nodes[0]
+    settings = aiqueue.Settings(
+        url=cluster.url, user=node.user, password=node.password, profile="cluster", families=["agent.tasks"]
+    )
+    async with aiqueue.connect(settings=settings) as client:
+        await eventually(lambda: _has_streams(client))
+        cluster.wait_ready([STREAM, "AI_PARKED", "AI_DEAD", "AI_RESULTS"], current=True)
+        await enqueue(client, 0, BEFORE)
+        cluster.leader(STREAM).kill()
+        await eventually(lambda: _is_whole(client), 60)
+        assert len(await read_ids(client)) == BEFORE
+        await eventually(lambda: _is_counted_whole(client), 60)
+
+
 async def enqueue(client: aiqueue.Client, first: int, end: int) -> None:
     specs = [aiqueue.JobSpec(Crawl(n=n), tenant=TENANT, unique=f"job-{n}") for n in range(first, end)]
     assert len([each async for each in client.enqueue_many(specs)]) == end - first
@@ -116,4 +134,15 @@ def _others_are_current(cluster: LaggingCluster, node: str) -> bool:
 
 
 async def _is_whole(client: aiqueue.Client) -> bool:
-    return not (await client.jobs.page(limit=1)).behind
+    try:
+        return not (await client.jobs.page(limit=1)).behind
+    except Unavailable:  # there is no leader now
+        return False
+
+
+async def _is_counted_whole(client: aiqueue.Client) -> bool:
+    try:
+        (family,) = await stats.overview(client.connection, client.topology)
+    except Unavailable:
+        return False
+    return (family.pending, family.partial) == (BEFORE, False)

@@ -309,6 +309,18 @@ class TestActs:
         await terminal.wait("pending 3", "dead 1")
         assert await acts_of(client) == [("jobs.replay", 3)]
 
+    async def test_what_came_of_an_act_is_printed_when_the_user_has_left_meanwhile(
+        self, client: aiqueue.Client, open_terminal: Open
+    ) -> None:
+        await fail(client, 2)
+        terminal = open_terminal("top", FAMILY)
+        await terminal.wait("acme", "dead 2", "? help")
+        terminal.press("R")
+        await terminal.wait("Replay 2 dead letters of agent.tasks, tenant acme?")
+        terminal.press("yq")
+        assert await terminal.end() == 0
+        assert terminal.raw.endswith("replayed 2 of 2 dead letters of agent.tasks, tenant acme\r\n")
+
     async def test_r_replays_one_dead_letter_from_the_list_and_from_the_job(
         self, client: aiqueue.Client, open_terminal: Open
     ) -> None:

@@ -94,9 +94,11 @@ class TopApp:
             raise self.poller.error
 
     async def stop(self) -> None:
-        """Wait for what is being carried out: an act is not cut in two."""
+        """Wait for what is being carried out, and print what came of it: an act is not cut in two."""
         if self._tasks:
             await asyncio.wait(self._tasks)
+            if self.state.said:
+                output.print_line(output.escape_controls(self.state.said))
 
     def _on_read(self) -> None:
         self._changed()

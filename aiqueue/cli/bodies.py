@@ -129,11 +129,14 @@ async def _read_chunks(source: Input) -> AsyncIterator[bytes]:
                     got: bytes | OSError = os.read(fd, CHUNK_BYTES)
                 except OSError as error:
                     got = error
-                asyncio.run_coroutine_threadsafe(queue.put(got), loop).result()
+                put = queue.put(got)
+                try:
+                    asyncio.run_coroutine_threadsafe(put, loop).result()
+                except (RuntimeError, CancelledError):  # the loop is closed or closing: nobody reads the chunks any more
+                    put.close()
+                    return
                 if not got or isinstance(got, OSError):
                     return
-        except (RuntimeError, CancelledError):
-            return  # the loop is closed or closing, and the chunks are no longer read
         finally:
             os.close(fd)
 

@@ -132,7 +132,10 @@ async def _read_chunks(source: Input) -> AsyncIterator[bytes]:
                 put = queue.put(got)
                 try:
                     asyncio.run_coroutine_threadsafe(put, loop).result()
-                except (RuntimeError, CancelledError):  # the loop is closed or closing: nobody reads the chunks any more
+                except (
+                    RuntimeError,
+                    CancelledError,
+                ):  # the loop is closed or closing: nobody reads the chunks any more
                     put.close()
                     return
                 if not got or isinstance(got, OSError):

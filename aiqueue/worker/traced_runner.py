@@ -38,7 +38,9 @@ def runner_class(client: Client) -> type[Runner]:
 
 
 class TracedRunner(Runner):
-    """See the module. `_open`: the spans of the deliveries that run and are traced."""
+    """See the module. `_open`: the spans of the deliveries that run and are traced. While there is none, `_run_plain`
+    and `_ended` are those of a plain runner.
+    """
 
     def __init__(self, claims: Any, resources: Any, settlement: Settlement, **options: Any) -> None:
         self._clock = claims.journal.connection.clock
@@ -46,9 +48,10 @@ class TracedRunner(Runner):
         self._open: dict[Delivery, OpenSpan] = {}
         self._end_untraced: Callable[[Delivery, float], None] = options.pop("ended")
         self._traced_handlers = {each: _with_own_span(each) for each in options["handlers"].values()}
-        super().__init__(claims, resources, settlement, ended=self._on_ended, **options)
+        super().__init__(claims, resources, settlement, ended=self._end_untraced, **options)
         # bound once: `super()` for each job would cost as much as the look at its headers
         self._run_untraced, self._run_plain_untraced = super().run_delivery, super()._run_plain
+        self._run_plain = self._run_plain_untraced  # type: ignore[method-assign]
         settlement.notes.traced = self._note
         self._roots_below = self._tracing.roots_below
 
@@ -102,11 +105,12 @@ class TracedRunner(Runner):
             opened.make_current()
             if opened.is_recording:
                 self._open[delivery] = opened
+                self._run_plain, self._ended = self._run_plain_traced, self._on_ended  # type: ignore[method-assign]
         await self._run_untraced(delivery)
 
-    def _run_plain(self, delivery: Delivery, opened: OpenedJob, handler: Handler) -> Coroutine[Any, Any, None]:
+    def _run_plain_traced(self, delivery: Delivery, opened: OpenedJob, handler: Handler) -> Coroutine[Any, Any, None]:
         """See `Runner._run_plain`."""
-        if self._open and (found := self._open.get(delivery)) is not None:
+        if (found := self._open.get(delivery)) is not None:
             if opened.kind != (delivery.plain or ("",))[0]:  # only its body names it
                 _set_job(found, opened)
             handler = self._traced_handlers[handler]
@@ -153,8 +157,10 @@ class TracedRunner(Runner):
             found.fail(named[1] if named is not None else reason or outcome, error)
 
     def _on_ended(self, delivery: Delivery, started_at: float) -> None:
-        if self._open and (found := self._open.pop(delivery, None)) is not None:
+        if (found := self._open.pop(delivery, None)) is not None:
             found.end()
+            if not self._open:
+                self._run_plain, self._ended = self._run_plain_untraced, self._end_untraced  # type: ignore[method-assign]
         self._end_untraced(delivery, started_at)
 
 

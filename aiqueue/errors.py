@@ -110,8 +110,9 @@ class DecodeError(BadInput):
 
 
 class TooLarge(BadInput):
-    """The message and its headers together exceed the server's max_payload, or that of a schedule its limit. With
-    `headers`, the headers alone exceed the size that a stream accepts. `size` and `limit` are bytes.
+    """The message and its headers together exceed the server's max_payload, or the message of a schedule exceeds the
+    limit of schedules. With `headers`, the headers alone exceed the size that a stream accepts. `size` and `limit` are
+    bytes.
     """
 
     def __init__(self, size: int, limit: int, *, headers: bool = False, advice: str = "") -> None:

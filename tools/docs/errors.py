@@ -152,9 +152,11 @@ def draw(errors: Sequence[PublicError]) -> str:
 
 def render(errors: Sequence[PublicError], remedies: Mapping[str, str]) -> str:
     """Return the page."""
+    others = [each.name for each in errors if not issubclass(each.kind, AIQueueError)]
+    outside = f", except {' and '.join(map(markdown.code, others))}" if others else ""
     opening = (
-        "All errors of aiqueue are below `aiqueue.AIQueueError`. `str(error)` is one line. `error.retryable`: the same "
-        "call can succeed later."
+        f"All errors of aiqueue are below `aiqueue.AIQueueError`{outside}. `str(error)` is one line. "
+        "`error.retryable`: the same call can succeed later."
     )
     parts = [
         opening,

@@ -18,7 +18,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "TopologyError": "Correct the key of the file that the text names.",
     "IdReused": "Give a message with another body another id, or list fields that may differ in `fingerprint`.",
     "AboveLimit": "Reserve less, or raise the limit: `aiqueue limits set`. Waiting does not help.",
-    "Unavailable": "Repeat the call with the same `unique`, so that a message that was stored is not stored twice.",
+    "Unavailable": "Repeat the call. An `enqueue` with the same `unique` does not store a job twice.",
     "AccessDenied": "Correct the credentials, or grant the user the subject that the text names.",
     "QueueFull": 'Wait `retry_after_s` and repeat the call, or pass `on_full="wait"`. If it stays full, add workers.',
     "LaneFull": "Wait `retry_after_s`, add workers for this tenant, or raise `max_msgs_per_subject` of the stream.",

@@ -119,14 +119,14 @@ def _check_fields(model: type[M], conditions: Mapping[str, Any]) -> Mapping[str,
 
 async def _read_jobs(client: Client, family: Family, model: type[M]) -> AsyncIterator[EnqueuedJob[M]]:
     """Yield the stored jobs of a kind: parked ones first, because they move on into lanes."""
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()  # tenant and id, which is unique in a tenant of a family
     places = [(client.parking.stream, f"{subjects.PARKED}.*.{family.name}.>"), (family.stream, f"ai.{family.name}.>")]
     for stream, pattern in places:
         with suppress(NotFound):  # the stream is missing, and nothing is stored
             async for stored in client.connection.read(stream, pattern):
                 job = await _open(client, family, model, stored)
-                if job is not None and job.id not in seen:
-                    seen.add(job.id)
+                if job is not None and (job.tenant, job.id) not in seen:
+                    seen.add((job.tenant, job.id))
                     yield job
 
 

@@ -24,6 +24,14 @@ class Other(aiqueue.Message, kind="assert.other"):
     pass
 
 
+worker = aiqueue.Worker()
+
+
+@worker.handle(Summarise)
+async def summarise(job: aiqueue.Job[Summarise]) -> str:
+    return job.message.text
+
+
 @pytest.fixture
 def families() -> Collection[str]:
     return ["agent.tasks"]
@@ -46,6 +54,18 @@ async def test_jobs_are_found_in_their_lanes_and_parked_by_tenant_priority_and_f
     assert found.message == Summarise(text="z" * 300_000)
     assert (found.priority, found.due_at, found.headers["trace"]) == ("normal", None, "7")
     await testing.assert_enqueued(client, Summarise, count=0, tenant="nobody")
+
+
+async def test_jobs_of_one_id_in_two_tenants_are_two_jobs(client: aiqueue.Client) -> None:
+    for delay in (None, "1h"):
+        text = f"delayed by {delay}"
+        for tenant in ("acme", "globex"):
+            handle = await client.enqueue(Summarise(text=text), tenant=tenant, unique=f"same-{delay}", delay=delay)
+            assert not handle.duplicate
+        found = await testing.assert_enqueued(client, Summarise, count=2, text=text)
+        assert {(job.tenant, job.id) for job in found} == {("acme", f"same-{delay}"), ("globex", f"same-{delay}")}
+    drained = await testing.drain(client, worker, delayed=True)
+    assert drained.done == 4
 
 
 async def test_within_waits_for_a_job_that_is_on_its_way(client: aiqueue.Client) -> None:

@@ -290,8 +290,8 @@ class Handle(Generic[R_co]):
         """Cancel the job, wherever it is. Return whether it was cancelled.
 
         True: the job does not run (again), and awaiting its result ends with JobCancelled. If the job is running, its
-        worker is notified, and stops it; this call does not wait for that. Also True if the job was cancelled before, so that a
-        repeated call is safe. False: the job succeeded or failed before, and nothing was changed.
+        worker is notified, and stops it; this call does not wait for that. Also True if the job was cancelled before,
+        so that a repeated call is safe. False: the job succeeded or failed before, and nothing was changed.
         Raises Unavailable; cancelling again is safe then.
         """
         return (await self.verdict()).cancelled

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 END_S = 8.0  # after the drain timeout, for what follows: lifespan and connection; below the pool's SLACK_S
 CANCEL_S = 1.0  # what follows that may take after it was cancelled
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class WorkerFailed(AIQueueError):
@@ -76,7 +77,7 @@ class WorkerProcess:
         self._running, self._loop = asyncio.current_task(), asyncio.get_running_loop()
         self._serving = self._loop.create_task(self._serve())
         # not the loop's own handlers: those run when the user's code does not block the loop
-        former = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        former = {number: signal.signal(number, self._on_signal) for number in _ENDING}
         if getattr(self._worker, "reload", None) is not None:
             self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         if self._member is not None:
@@ -142,6 +143,9 @@ class WorkerProcess:
         """Runs in the main thread amid whatever that does, also while a handler blocks the event loop."""
         if not self._signalled:
             self._signalled = True
+            if self._member is None:  # until the loop goes on, the next signal kills the process without Python's help
+                for each in _ENDING:
+                    signal.signal(each, signal.SIG_DFL)
             self._loop.call_soon_threadsafe(self._begin_stop)
         elif self._member is None:
             with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: amid another write to it
@@ -152,6 +156,8 @@ class WorkerProcess:
         if self._stop.is_set():
             return
         self._signalled = True
+        for number in _ENDING:
+            signal.signal(number, self._on_signal)
         self._stop.set()
         assert self._serving is not None
         if not self._has_started:

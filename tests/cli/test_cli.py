@@ -798,6 +798,20 @@ class TestDead:
         assert self.seqs(ready, "--older", "0s", "--limit", "2") == [1, 2]
         assert "more than 2" in ready("dead", "ls", "--limit", "2").stderr
 
+    def test_an_error_selects_what_is_listed_replayed_and_purged(self, ready: Cli) -> None:
+        assert self.seqs(ready, "--error", "valueERROR") == [3]
+        assert self.seqs(ready, "--error", "rejected: not") == [1, 2]
+        assert self.seqs(ready, "--error", "broken", "--tenant", "acme") == []
+        listed = data(ready("jobs", "ls", "--error", "valueerror", "--json"))["jobs"]
+        assert [(each["state"], each["seq"]) for each in listed] == [("failed", 3)]
+        assert data(ready("dead", "purge", "--error", "valueerror", "--yes", "--json"))["deleted"] == 1
+        replayed = data(ready("jobs", "replay", "--error", "not wanted", "--tenant", "acme", "--yes", "--json"))
+        assert replayed["done"] == 1
+        assert data(ready("dead", "replay", "--error", "not wanted", "--tenant", "globex", "--json"))["replayed"] == 1
+        wait_until(lambda: len(self.seqs(ready)) == 2)  # they have failed again
+        for arguments in (("dead", "ls", "--error", " "), ("jobs", "ls", "--error", "x", "--state", "queued")):
+            assert ready(*arguments).exit_code == 2
+
     def test_show_tells_attempts_and_payload(self, ready: Cli) -> None:
         text = ready("dead", "show", "3").stdout
         assert text.startswith("dead letter 3: ValueError: broken\n")

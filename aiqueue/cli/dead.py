@@ -239,7 +239,7 @@ def make_replay(seq: int) -> tuple[dict[str, Any], Callable[[Client, AuditedAct]
     return selection.describe(), run
 
 
-def purge(
+def purge(  # noqa: PLR0913  (the options of a filter)
     options: ServerOptions,
     seqs: Seqs = None,
     *,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import BadInput
+from ..errors import AIQueueError, BadInput
 from . import output
 from .audit import run_audited
 from .options import FAILED, Json, ServerOptions, add_command, duration_option, print_error
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..lanes import Pause
 
 USES_SHOWN = 50  # of each rule
+KNOWN_SHOWN = 5  # keys or tenants that a mistyped one may have meant
 
 app = typer.Typer(no_args_is_help=True, help="Set, unset and list rules of limits by key.")
 
@@ -57,7 +59,7 @@ def set_limit(  # noqa: PLR0913  (the options of a rule)
 
     Limits that are not given stay as they hold for the key now.
     """
-    whom = _whom(tenant, each_tenant)
+    whom, warnings = _whom(tenant, each_tenant), list[str]()
 
     async def run(client: Client, audited: AuditedAct) -> LimitStats:
         set_to = await client.set_limit(
@@ -65,6 +67,8 @@ def set_limit(  # noqa: PLR0913  (the options of a rule)
             unlimited=unlimited, duration=for_s, by=author,
         )  # fmt: skip
         audited.count = 1
+        with contextlib.suppress(AIQueueError):  # only the warning is left out
+            warnings.extend(await _find_unknown(client, set_to))
         return set_to
 
     target = {
@@ -76,6 +80,36 @@ def set_limit(  # noqa: PLR0913  (the options of a rule)
         output.print_json(asdict(set_to))
     else:
         output.print_line(output.escape_controls(f"{set_to}: {set_to.limit}, {_describe_source(set_to)}"))
+    for each in warnings:
+        output.print_line(output.escape_controls(f"note: {each}"), err=True)
+
+
+async def _find_unknown(client: Client, set_to: LimitStats) -> list[str]:
+    """Return notes about a key or tenant of a rule that no job, use or other rule has: it may be mistyped."""
+    from ..inspect import stats  # noqa: PLC0415
+    from ..limits import matches  # noqa: PLC0415
+
+    limits = await client.limits(set_to.family)
+    rules = [each for each in limits if (each.key, each.tenant) != (set_to.key, set_to.tenant)]
+    lanes = await stats.lanes(client.connection, client.topology, set_to.family)
+    uses = [use for each in limits for use in each.uses]
+    keys = {each.key for each in (*uses, *rules, *lanes) if "*" not in each.key} - {""}
+    tenants = {str(each.tenant) for each in (*uses, *rules, *lanes)} - {"None", "*"}
+    found = []
+    if not any(matches(set_to.key, each) for each in keys):
+        found.append(f"no job of {set_to.family} with such a key is known{_list_known(set_to.key, keys)}")
+    if set_to.tenant not in (None, "*", *tenants):
+        known = _list_known(set_to.tenant, tenants)
+        found.append(f"no job of tenant {set_to.tenant} is known in {set_to.family}{known}")
+    return found
+
+
+def _list_known(given: str, known: Collection[str]) -> str:
+    """Return the names that are most like the given one, for the end of a note."""
+    import difflib  # noqa: PLC0415
+
+    close = difflib.get_close_matches(given, known, n=KNOWN_SHOWN, cutoff=0.4) or sorted(known)[:KNOWN_SHOWN]
+    return f"; known: {', '.join(close)}" if close else ""
 
 
 def unset_limit(
@@ -102,14 +136,15 @@ def unset_limit(
     removed, left = run_audited(options, "limits.unset", {"family": family, "key": key, "tenant": whom}, run)
     left = [each for each in left if each.family == family]
     found = next((each for each in left if (each.key, each.tenant) == (key, whom)), None)
+    which = f"{family}, key {key!r}, {name_whom(whom)}"
     if json:
         output.print_json({"removed": removed, "now": None if found is None else asdict(found)})
     elif removed:
         now = found.limit if found is not None else "no limit of its own"
-        output.print_line(output.escape_controls(f"{family}, key {key!r}: the override is removed; now: {now}"))
+        output.print_line(output.escape_controls(f"{which}: the override is removed; now: {now}"))
     else:
         others = "; ".join(str(each) for each in left if each.is_override)
-        print_error(f"{family}, key {key!r} has no such override" + (f"; there are: {others}" if others else ""))
+        print_error(f"{which}: there is no such override" + (f"; there are: {others}" if others else ""))
     if not removed:
         raise typer.Exit(FAILED)
 
@@ -122,14 +157,22 @@ def ls(
 ) -> None:
     """List the rules, what each value of the key uses of them, and what is paused.
 
-    Declared rules are those of the limits.toml that this command reads. Workers keep what they read at their start.
+    Declared rules are those of the limits.toml that this command reads. Workers keep what they read at their start:
+    those that have other rules are named, with these.
     """
     from ..inspect import read_key_pauses  # noqa: PLC0415
 
+    notes: list[str] = []
+
     async def fetch(client: Client) -> tuple[list[LimitStats], list[Pause]]:
-        return await client.limits(family), await read_key_pauses(client.connection, client.topology)
+        found = await client.limits(family), await read_key_pauses(client.connection, client.topology)
+        with contextlib.suppress(AIQueueError):  # only the notes are left out
+            notes.extend(await _compare_workers(client, family))
+        return found
 
     found, pauses = options.run_with_client(fetch, reads=True)
+    for each in notes:
+        output.print_line(output.escape_controls(f"note: {each}"), err=True)
     if json:
         output.print_json([asdict(each) for each in found])
         return
@@ -141,6 +184,27 @@ def ls(
     if pauses := [each for each in pauses if family in (None, each.family)]:
         output.print_line("")
         print_pauses(pauses)
+
+
+async def _compare_workers(client: Client, family: str | None) -> list[str]:
+    """Return notes about workers that have other declared rules than this command, of one family or of all."""
+    workers = await client.workers(family=family)
+    own = client.limit_rules.describe_declared({name for each in workers for name in each.limits})
+    others: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for each in workers:
+        for name, rules in each.limits.items():
+            if family in (None, name) and tuple(own[name]) != rules:
+                others.setdefault((name, rules), []).append(each.name)
+    return [
+        f"other rules hold in {_list_workers(names)} until a restart: {'; '.join(rules) or f'none for {name}'}"
+        for (name, rules), names in sorted(others.items())
+    ]
+
+
+def _list_workers(names: Sequence[str]) -> str:
+    more = f" and {len(names) - KNOWN_SHOWN:,} more" if len(names) > KNOWN_SHOWN else ""
+    noun = "worker" if len(names) == 1 else "workers"
+    return f"{noun} {', '.join(names[:KNOWN_SHOWN])}{more}"
 
 
 def _print_rules(found: Sequence[LimitStats]) -> None:
@@ -185,6 +249,11 @@ def _format_tenant(tenant: str | None) -> str:
 
 def _format_use(used: float, limit: float | None) -> str:
     return "-" if limit is None else f"{used:,.10g}/{limit:,.10g}"
+
+
+def name_whom(tenant: str | None) -> str:
+    """Return whose use counts together, as `LimitStats.whom` does."""
+    return {None: "all tenants together", "*": "each tenant"}.get(tenant, f"tenant {tenant}")
 
 
 def _whom(tenant: str | None, each_tenant: bool) -> str | None:

@@ -92,6 +92,8 @@ class WorkerStats:
     pauses: tuple[Pause, ...] = ()
     in_line: Mapping[str, int] = field(default_factory=dict)
     """How many lanes stand in line, by family, because too many have jobs."""
+    limits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Rules of the limits.toml that the worker has read, as text, by family with a `limit_key`."""
 
     @property
     def oldest(self) -> RunningJob | None:
@@ -179,6 +181,7 @@ def _schema() -> SchemaValidator:
         "tenants": _field(schemas.nullable_schema(_tuple_of(_TEXT)), _as_texts, lambda: None),
         "jobs": _field(jobs, as_jobs, tuple), "rss_bytes": whole, "stalled_s": number, "blocked_at": text,
         "answers": flag, "heeds_pauses": flag, "heeds_limits": flag,
+        "limits": _field(schemas.dict_schema(_TEXT, _tuple_of(_TEXT)), _as_kinds, dict),
         "in_line": _field(schemas.dict_schema(_TEXT, _WHOLE), _as_lines, dict),
     }  # fmt: skip
     names = {"name": "worker", "started_at": "started", "heeds_limits": "key_lanes"}

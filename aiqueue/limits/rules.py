@@ -24,6 +24,7 @@ from ..units import COST_MAX
 WINDOW_MIN_S, WINDOW_MAX_S = 1.0, 31 * 86_400.0
 COUNT_MAX = 10**9
 KEY_CHARS_MAX = subjects.KEY_CHARS_MAX
+_LINE_MAX, _LINES_MAX = 300, 50  # of rules in the record of a worker
 _NO_TENANT = ""  # of whom only rules for each tenant hold
 _CHOICES_MAX = 10_000  # how many values of keys the choice of a rule is kept for
 
@@ -118,6 +119,14 @@ class Rules:
     @property
     def overrides(self) -> Mapping[RuleId, Override]:
         return self._overrides
+
+    def describe_declared(self, families: Iterable[str]) -> dict[str, list[str]]:
+        """Return the declared rules of these families as sorted lines, for the records of workers: the first of many."""
+        found: dict[str, list[str]] = {name: [] for name in families}
+        for each in self.declared.values():
+            if each.id.family in found:
+                found[each.id.family].append(f"{each.id}: {each.describe()}"[:_LINE_MAX])
+        return {name: sorted(lines)[:_LINES_MAX] for name, lines in found.items()}
 
     def override(self, which: RuleId, override: Override | None) -> None:
         """Set the override of an id, or remove it."""

@@ -118,6 +118,8 @@ class Session:
             connection, self._families.values(), client.topology.journal_stream.name, self._holding.writes_journal
         )
         kinds = {name: [kind for family, kind in options.handlers if family == name] for name in options.families}
+        limited = [name for name, each in self._families.items() if each.limit_key]
+        self._limits = client.limit_rules.describe_declared(limited) if limited else {}
         unknown_kinds = UnknownKinds(connection, client.parking)
         self._pausing = Pausing(
             connection, client.topology, self._families.values(), self.discovery, unknown_kinds,
@@ -168,6 +170,7 @@ class Session:
         tenants = None if self._options.tenants is None else list(self._options.tenants)
         heeds_limits = self._keys is None or self._keys.started
         heeds = {"heeds_pauses": self._pausing.watch.sees, "key_lanes": heeds_limits, "in_line": self.discovery.in_line}
+        heeds |= {"limits": self._limits}
         return {**self.vitals(), "tenants": tenants, "answers": self._holding.answers, **heeds}
 
     async def start(self) -> None:

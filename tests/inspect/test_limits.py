@@ -386,13 +386,46 @@ async def test_the_commands_set_list_and_unset(client: aiqueue.Client, run: Any,
     assert "@" in shown[2]["by"]
     done = await run("limits", "unset", NAME, "o1")
     assert done.exit_code == 1
-    assert done.stderr.startswith("error: llm.calls, key 'o1' has no such override; there are: llm.calls, key 'gpt-*'")
-    assert (await run("limits", "unset", NAME, "o1", "--each-tenant")).stdout.endswith(
-        "removed; now: no limit of its own\n"
+    assert done.stderr.startswith(
+        "error: llm.calls, key 'o1', all tenants together: there is no such override; there are: llm.calls, key 'gpt-*'"
+    )
+    assert (await run("limits", "unset", NAME, "o1", "--each-tenant")).stdout == (
+        "llm.calls, key 'o1', each tenant: the override is removed; now: no limit of its own\n"
     )
     done = await run("limits", "unset", NAME, "gpt-*")
     assert done.stdout.endswith("removed; now: 100 requests and cost 10,000 in 1m\n")
     assert not any(each.is_override for each in await client.limits())
+
+
+async def test_a_limit_of_an_unknown_key_or_tenant_is_set_with_a_note(client: aiqueue.Client, run: Any) -> None:
+    await queue(client, "acme", "gpt-4o", 1)
+    for key, options in (("gpt-4o", ["--tenant", "acme"]), ("gpt-*", ["--each-tenant"])):
+        assert (await run("limits", "set", NAME, key, *options, "--requests", "5")).stderr == ""
+    done = await run("limits", "set", NAME, "gpt4o", "--tenant", "acmee", "--requests", "5")
+    assert done.exit_code == 0
+    assert done.stderr == (
+        "note: no job of llm.calls with such a key is known; known: gpt-4o\n"
+        "note: no job of tenant acmee is known in llm.calls; known: acme\n"
+    )
+
+
+async def test_ls_names_workers_that_have_read_other_rules(client: aiqueue.Client, run: Any, streams: Path) -> None:
+    worker = aiqueue.Worker(name="w1")
+
+    @worker.handle(Call)
+    async def handle(job: aiqueue.Job[Call]) -> None: ...
+
+    async with worker.running(client):
+
+        async def known() -> bool:
+            return bool(await client.workers())
+
+        await eventually(known)
+        assert (await run("limits", "ls")).stderr == ""
+        (streams / "limits.toml").write_text(RULES.replace("10_000", "20_000"))
+        said = (await run("limits", "ls")).stderr
+        assert said.startswith("note: other rules hold in worker w1 until a restart: llm.calls, key ")
+        assert "llm.calls, key 'gpt-*', all tenants together: 100 requests and cost 10,000 in 1m; llm.calls" in said
 
 
 async def test_the_commands_pause_and_resume_a_key(client: aiqueue.Client, run: Any) -> None:

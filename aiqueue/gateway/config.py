@@ -94,6 +94,7 @@ class ModelConfig:
       only for texts like those that it was measured with.
     - `price`: None: that of litellm's price map, if the model is in there.
     - `fallbacks`: other models of the file, to be tried in this order when this one has failed for good.
+    - `attempts`: how many calls of a request may end in timeouts, 5xx and the like; then the model has failed for good.
     - `first_token_s`: how long a stream may take until its first chunk. `total_s`: how long a call may take.
     """
 
@@ -106,6 +107,7 @@ class ModelConfig:
     tokens_per_byte: float = 1.0
     price: Price | None = None
     fallbacks: tuple[str, ...] = ()
+    attempts: int = 5
     first_token_s: float = 60.0
     total_s: float = 600.0
 

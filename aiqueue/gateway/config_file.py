@@ -24,6 +24,7 @@ FILE: Final = "gateway.toml"
 VARIABLE: Final = "AIQUEUE_GATEWAY"
 OPENAI_URL: Final = "https://api.openai.com/v1"
 _NEW_LIMIT_HOSTS: Final = ("api.openai.com", ".azure.com")  # their reasoning models refuse max_tokens
+ATTEMPTS_MAX: Final = 20  # failed calls of a request
 PRICE_MAX: Final = Decimal(1_000_000)  # USD for a million tokens
 BUDGET_MAX: Final = Decimal(1_000_000_000)
 
@@ -157,6 +158,7 @@ def _read_model(where: str, table: dict[str, Any], providers: Mapping[str, Provi
         tokens_per_byte=float(share),
         price=_read_price(f"{where}.price", table["price"], kind) if "price" in table else None,
         fallbacks=read.names("fallbacks", _MODEL_NAME, "names of models"),
+        attempts=read.count("attempts", ATTEMPTS_MAX) or ModelConfig.attempts,
         first_token_s=min(first_s, total_s),
         total_s=total_s,
     )

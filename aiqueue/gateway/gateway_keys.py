@@ -81,6 +81,11 @@ MODEL_KEYS: Final[Mapping[str, FileKey]] = {
         "Other models of the file, of the same kind, which are called in this order when this one has failed for good.",
         "none",
     ),
+    "attempts": FileKey(
+        "How many calls of a request may end in timeouts, 5xx and the like before the fallbacks are called, 1 to 20. 5 "
+        "take some 11 seconds where nobody answers, 2 some 1 second. A 429 or 503 counts apart: 50 of them.",
+        "5",
+    ),
     "first_token_timeout": FileKey("How long a stream may take until its first chunk; at most `timeout`.", '"60s"'),
     "timeout": FileKey("How long a call may take. Streams above 15 minutes may lose chunks.", '"10m"'),
 }

@@ -25,8 +25,7 @@ from .usage_store import NoUsageStream
 
 log = logging.getLogger(__name__)
 
-FAILURES_MAX: Final = 5  # calls of a run that end in timeouts, 5xx and the like: then its model has failed for good
-REFUSALS_MAX: Final = 50  # the same for 429 and 503, which mean that the model works, and has no room
+REFUSALS_MAX: Final = 50  # as `ModelConfig.attempts`, for 429 and 503, which mean that the model works, and has no room
 WAITS_MAX: Final = 30  # for calls under way that may leave room in the budget: some five minutes
 START_WITHIN_S: Final = 0.8  # a call of a limited model begins within a second of its handler, or the limit may break
 LIMIT_KEY: Final = "Aiq-Limit-Key"  # a header of jobs that a limit holds for
@@ -229,7 +228,7 @@ class _Execution:
         failures = [*self._notes.failures, error.kind]
         refused = sum(each in _FULL for each in failures)
         number = refused if error.kind in _FULL else len(failures) - refused
-        if error.is_retryable and number < (REFUSALS_MAX if error.kind in _FULL else FAILURES_MAX):
+        if error.is_retryable and number < (REFUSALS_MAX if error.kind in _FULL else call.plan.model.attempts):
             await asyncio.gather(call.fail(is_billable=error.may_be_billed), note_failure(job, error.kind))
             if error.retry_after_s is None:
                 raise Retry(str(error), after=BACKOFF.delay_s(number))

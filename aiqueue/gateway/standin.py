@@ -425,7 +425,9 @@ _OPTIONS: Final = (
 
 def main() -> None:
     """Run the stand-in until it is stopped. Its base URL is the first line of its output."""
-    parser = argparse.ArgumentParser("python -m aiqueue.gateway.standin", description=(__doc__ or "").split("\n")[0])
+    faults = f"Faults: curl -d '{{\"status\": 500}}' http://HOST:PORT/fault; fields: {', '.join(asdict(Fault()))}."
+    about = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser("python -m aiqueue.gateway.standin", description=about, epilog=faults)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
     for name, kind, text in _OPTIONS:

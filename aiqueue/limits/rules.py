@@ -121,7 +121,7 @@ class Rules:
         return self._overrides
 
     def describe_declared(self, families: Iterable[str]) -> dict[str, list[str]]:
-        """Return the declared rules of these families as sorted lines, for the records of workers: the first of many."""
+        """Return the declared rules of these families as sorted lines (the first 50) for the records of workers."""
         found: dict[str, list[str]] = {name: [] for name in families}
         for each in self.declared.values():
             if each.id.family in found:

@@ -117,6 +117,12 @@ async def test_it_runs_in_a_process_of_its_own() -> None:
             process.terminate()
 
 
+def test_its_help_says_how_faults_are_ordered() -> None:
+    words = [sys.executable, "-m", "aiqueue.gateway.standin", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert "/fault; fields: status, " in " ".join(done.stdout.split())
+
+
 async def test_what_it_cannot_start_with_is_one_line(standin: StandIn) -> None:
     def start(code: str, *arguments: str) -> str:
         program = f"{code}; import runpy; runpy.run_module('aiqueue.gateway.standin', run_name='__main__')"

@@ -221,7 +221,8 @@ def describe_worker(found: WorkerStats) -> str:
     ago = output.format_age(time.time() - found.heard_at)
     match found.state:
         case "stalled" if found.blocked_at:
-            return f"its event loop is blocked for {output.format_age(found.stalled_s)}, at {found.blocked_at}"
+            oldest = "" if found.oldest is None else f"; its oldest job is {found.oldest.kind} {found.oldest.job_id}"
+            return f"its event loop is blocked for {output.format_age(found.stalled_s)}, at {found.blocked_at}{oldest}"
         case "stalled":
             return f"lanes hold jobs and slots are free, and nothing arrives for {output.format_age(found.stalled_s)}"
         case "silent":
@@ -230,6 +231,8 @@ def describe_worker(found: WorkerStats) -> str:
             return "takes no more jobs, and ends when those that run have ended"
         case "disconnected":
             return f"not connected, {ago} ago"
+        case _ if found.late_s:
+            return f"not heard of for {output.format_age(found.late_s)}: its event loop may be blocked, or it was killed"
         case _:
             paused = ", ".join(str(each.scope) for each in found.pauses)
             return f"paused: {paused}" if paused else ""

@@ -15,6 +15,7 @@ from ..job import ANY_KIND
 from ..lanes import Pause
 
 SILENT_S = 11.0  # a worker that is well writes every 5 s
+LATE_S = 7.0
 TEXT_MAX = 300
 LIST_MAX = 10_000
 NUMBER_MAX = 2**62
@@ -94,6 +95,8 @@ class WorkerStats:
     """How many lanes stand in line, by family, because too many have jobs."""
     limits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Rules of the limits.toml that the worker has read, as text, by family with a `limit_key`."""
+    late_s: float = 0.0
+    """For how many seconds nothing was heard of a worker that should have written its record; 0: it is not late."""
 
     @property
     def oldest(self) -> RunningJob | None:
@@ -145,6 +148,7 @@ def _complete(worker: WorkerStats, heard_at: float, now: float, pauses: Sequence
         _set(worker, "rss_bytes", None)
     state = _STATES.get(cast("str", worker.state), "running")
     _set(worker, "state", "silent" if now - heard_at > SILENT_S else state)
+    _set(worker, "late_s", now - heard_at if now - heard_at > LATE_S else 0.0)
     if not worker.families:  # a former version has written none
         _set(worker, "families", tuple(worker.kinds))
     if len(worker.jobs) > 1:

@@ -86,7 +86,9 @@ class Announcer:
 
     def _describe_now(self) -> Record:
         """Return the last record, with the jobs and the memory of now. Also called in a thread."""
-        return {**self._last, "time": time.time(), "jobs": self._jobs(), "rss_bytes": _rss_bytes()}
+        jobs = self._jobs()
+        running = max(self._last.get("running", 0), len(jobs))  # jobs that began since the last record, and block it
+        return {**self._last, "time": time.time(), "jobs": jobs, "running": running, "rss_bytes": _rss_bytes()}
 
     async def _announce(self) -> None:
         """Write the record again and again. A server without the stream, or without the permission, is no failure."""

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import aiqueue
 from aiqueue import headers, subjects
 from aiqueue.cli.app import app
+from aiqueue.cli.workers import describe_worker
 from aiqueue.errors import BadInput, NotFound, UnknownFamily
 from aiqueue.inspect import Holder, WorkerStats, ask_holder, parse_workers, worker_stats
 from aiqueue.lanes import WorkerRecords
@@ -245,6 +246,19 @@ async def test_nothing_in_a_record_reaches_a_terminal_raw(client: aiqueue.Client
         shown = await cli("workers", evil[: worker_stats.TEXT_MAX], *form)
         assert not set(shown) & set("\x1b\x07\x9b\r\u202e\u2066")
         assert "stalled" in shown
+
+
+def test_a_worker_that_is_late_is_marked_before_it_is_silent_and_a_blocked_one_is_named_with_its_job() -> None:
+    job = {"job_id": "j1", "kind": "sleep", "family": "agent.tasks", "delivered_s": 8.0}
+    blocked = {"worker": "w", "state": "stalled", "blocked_at": "app.py:3", "stalled_s": 8.0, "jobs": [job]}
+    for record, heard_s, said in (
+        ({"worker": "w"}, 6, ""),
+        ({"worker": "w"}, 8, "not heard of for 8s: its event loop may be blocked, or it was killed"),
+        (blocked, 1, "its event loop is blocked for 8s, at app.py:3; its oldest job is sleep j1"),
+    ):
+        (found,) = worker_stats.parse_workers([(json.dumps(record).encode(), 1_000.0)], 1_000.0 + heard_s)
+        assert found.state == ("stalled" if record is blocked else "running")
+        assert describe_worker(found) == said
 
 
 async def test_one_worker_that_is_not_there_is_one_line(client: aiqueue.Client, cli: Any) -> None:

@@ -232,7 +232,9 @@ def describe_worker(found: WorkerStats) -> str:
         case "disconnected":
             return f"not connected, {ago} ago"
         case _ if found.late_s:
-            return f"not heard of for {output.format_age(found.late_s)}: its event loop may be blocked, or it was killed"
+            return (
+                f"not heard of for {output.format_age(found.late_s)}: its event loop may be blocked, or it was killed"
+            )
         case _:
             paused = ", ".join(str(each.scope) for each in found.pauses)
             return f"paused: {paused}" if paused else ""

@@ -18,6 +18,7 @@ from .budgets import Budget
 from .prices import Price
 
 KEY_CHARS_MAX: Final = 8_192
+ATTEMPTS: Final = 5  # failed calls of a request, unless its model says otherwise
 
 ProviderKind = Literal["openai", "litellm"]
 LimitField = Literal["max_tokens", "max_completion_tokens", "none"]
@@ -107,7 +108,7 @@ class ModelConfig:
     tokens_per_byte: float = 1.0
     price: Price | None = None
     fallbacks: tuple[str, ...] = ()
-    attempts: int = 5
+    attempts: int = ATTEMPTS
     first_token_s: float = 60.0
     total_s: float = 600.0
 

@@ -15,7 +15,7 @@ from ..config import Settings
 from ..errors import TopologyError
 from ..topology import tables
 from .budgets import Budget
-from .config import LIMIT_FIELDS, GatewayConfig, ModelConfig, ProviderConfig, ProviderKind
+from .config import ATTEMPTS, LIMIT_FIELDS, GatewayConfig, ModelConfig, ProviderConfig, ProviderKind
 from .gateway_keys import BUDGET_KEYS, MODEL_KEYS, PRICE_KEYS, PROVIDER_KEYS
 from .prices import MICROS, Price
 from .requests import is_refused_option
@@ -158,7 +158,7 @@ def _read_model(where: str, table: dict[str, Any], providers: Mapping[str, Provi
         tokens_per_byte=float(share),
         price=_read_price(f"{where}.price", table["price"], kind) if "price" in table else None,
         fallbacks=read.names("fallbacks", _MODEL_NAME, "names of models"),
-        attempts=read.count("attempts", ATTEMPTS_MAX) or ModelConfig.attempts,
+        attempts=read.count("attempts", ATTEMPTS_MAX) or ATTEMPTS,
         first_token_s=min(first_s, total_s),
         total_s=total_s,
     )

@@ -97,6 +97,8 @@ class Bulk(Generic[T]):
                 yielded = 0
                 while yielded < TURN_ITEMS and pending and pending[0].done:
                     yielded += 1
+                    if isinstance(pending[0].outcome, QueueFull) and (refused := pending[0].template):
+                        await self._producer.limits.learn(refused.family.stream)
                     yield self._result(pending.popleft())
                 if self._has_capacity is not None and self._may_take():
                     wake(self._has_capacity)
@@ -408,7 +410,7 @@ class Bulk(Generic[T]):
             enqueued = tuple.__new__(Enqueued, fields)  # the class itself takes twice as long
             return self._make_result(enqueued, template)
         assert isinstance(outcome, AIQueueError)
-        error = queue_full_error(outcome, template) if isinstance(outcome, QueueFull) and template else outcome
+        error = queue_full_error(outcome, template, self._producer.limits)
         error.item = pending.item
         self._failed += 1
         if self._report is not None:

@@ -21,7 +21,7 @@ from ..units import Deadline, parse_duration, parse_time
 from .fingerprints import Fingerprints
 from .ids import resolve_job_id, with_header
 from .key_lanes import KeyLanes, key_of_body, key_of_message, stated_key
-from .refusals import FULL_FIRST_S, TRY_MIN_S, OnFull, wait_while_full
+from .refusals import FULL_FIRST_S, TRY_MIN_S, OnFull, StreamLimits, wait_while_full
 from .templates import JobTemplate, checked_headers, checked_lane, headers_of_job
 from .traces import start_send
 
@@ -85,6 +85,7 @@ class Producer:
         self.make_headers = make_headers
         self.key_lanes = key_lanes
         self.clock = connection.clock
+        self.limits = StreamLimits(connection)
         self.topology = topology
         self._hinted_at: dict[subjects.Lane, float] = {}  # monotonic seconds
         self._templates: dict[tuple[type[Message], str, str, str], JobTemplate] = {}  # the last is the value of a key
@@ -156,7 +157,7 @@ class Producer:
                     template.subject, header_block, body, stream=template.batch_stream, timeout_s=left_s
                 )
             except QueueFull as error:
-                wait_s = await wait_while_full(error, template, on_full, end, wait_s)
+                wait_s = await wait_while_full(error, template, on_full, end, wait_s, self.limits)
             except NotFound:
                 if not template.lane.key:
                     raise

@@ -121,12 +121,14 @@ async def everything(client: aiqueue.Client) -> list[Any]:
     return [outcome async for outcome in found]
 
 
-async def test_limits_are_told_where_they_are_declared(own_server: Callable[..., NatsProcess]) -> None:
+async def test_the_limit_that_is_told_is_the_server_s(own_server: Callable[..., NatsProcess]) -> None:
     async with opened(own_server(), {"max_bytes": 300 * KIB}) as client:
         outcomes = [each async for each in client.enqueue_many(parcels(40), tenant="acme")]
+        with pytest.raises(StreamFull, match=f"limit {300 * KIB:,}"):
+            await client.enqueue(parcels(1, 300)[0], tenant="acme")
     full = outcomes[-1]
     assert isinstance(full, StreamFull)
-    assert full.limit == client.topology.streams["AI_AGENT_TASKS"].config["max_bytes"]
+    assert full.limit == 300 * KIB != client.topology.streams["AI_AGENT_TASKS"].config["max_bytes"]
     assert "the stream of agent.tasks acme/normal is full: maximum bytes exceeded" in str(full)
 
 

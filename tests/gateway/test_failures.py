@@ -124,7 +124,7 @@ async def test_a_fallback_is_called_after_as_many_failed_calls_as_its_model_says
     client: aiqueue.Client, config: Path, standin: StandIn
 ) -> None:
     config.write_text(config.read_text().replace('fallbacks = ["large"]', 'fallbacks = ["large"]\nattempts = 2'))
-    standin.order(Fault(500, model="small", count=10))
+    standin.order(Fault(500, model="small-1", count=10))
     async with running(client, config):
         answer: Any = await (await client.enqueue(ask(), tenant="acme")).result(timeout=10)
     assert (answer["aiqueue"]["model"], answer["aiqueue"]["attempts"]) == ("large", 3)

@@ -390,7 +390,8 @@ def test_the_rooms_are_those_that_are_enforced() -> None:
 
 
 def test_the_wire_contract_has_all_headers_subjects_and_streams() -> None:
-    text = (ROOT / "docs/reference/wire-contract.md").read_text()
+    pages = [ROOT / "docs/reference/wire-contract.md", *ROOT.glob("docs/reference/wire/*.md")]
+    text = "".join(each.read_text() for each in pages)
     names = [value for name, value in vars(headers).items() if name.isupper() and isinstance(value, str)]
     topology = Topology.load()
     subjects = [f"ai.{family}.{{tenant}}" for family in topology.families]

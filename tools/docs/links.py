@@ -6,6 +6,7 @@ from typing import Final
 
 CONFIGURATION: Final = "configuration.md"
 DOCUMENTS: Final = "../guides/documents.md"
+FAMILIES: Final = "families.md"
 GATEWAY: Final = "../guides/gateway.md"
 GATEWAY_CONFIG: Final = "../guides/gateway-config.md"
 HISTORY: Final = "../operations/history.md"

@@ -74,7 +74,7 @@ def test_the_guide_is_the_one_that_users_have() -> None:
 
 
 def test_the_pages_of_the_guide_show_every_block_as_it_stands() -> None:
-    names = ("integration-guide", "integration-requests")
+    names = ("integration-guide", "integration-messages", "integration-requests")
     page = "".join((ROOT / f"docs/guides/{name}.md").read_text() for name in names)
     guide, service, rest = page.partition("## Run as a service")
     assert service

@@ -17,7 +17,7 @@ import pydantic
 from . import units
 from .errors import SettingsError
 from .server_urls import Credentials, parse_urls
-from .units import seconds, size_bytes
+from .units import module_of_path, seconds, size_bytes
 
 
 def _duration(value: Any) -> float:
@@ -92,7 +92,9 @@ def _check_inbox_prefix(prefix: str | None) -> str | None:
 def _check_redact(redact: Any) -> Any:
     if redact is None or callable(redact) or (isinstance(redact, str) and _FUNCTION.fullmatch(redact)):
         return redact
-    raise ValueError('must be a function, or its name such as "app.privacy:redact"')
+    module, _, name = redact.partition(":") if isinstance(redact, str) else ("", "", "")
+    example = f"{found}:{name or 'redact'}" if (found := module_of_path(module)) else "app.privacy:redact"
+    raise ValueError(f'must be a function, or its name such as "{example}"')
 
 
 class SettingsOptions(TypedDict, total=False):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
+from pathlib import PurePosixPath
 from typing import Any
 
 from .errors import BadInput
@@ -170,6 +171,17 @@ def short_size(value: int) -> str:
             return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.1f} TiB"
+
+
+def module_of_path(path: str) -> str:
+    """Return the module in the path of a Python file that somebody gave as one: "src.app" for "./src/app.py".
+
+    "": it is no such path, or one whose module cannot be told.
+    """
+    if "/" not in path and not path.endswith(".py"):
+        return ""
+    parts = PurePosixPath(path.removesuffix(".py")).parts
+    return ".".join(parts) if all(part.isidentifier() for part in parts) else ""
 
 
 def _not_a_duration(value: object) -> str:

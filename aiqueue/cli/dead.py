@@ -35,6 +35,10 @@ Older = Annotated[
     float | None,
     duration_option("Only jobs that failed at least this long ago, such as 2h.", metavar="AGE"),
 ]
+Error = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="Only jobs with this in their reason or error, such as ValueError. Any case."),
+]
 Seqs = Annotated[
     list[int] | None, typer.Argument(metavar="SEQ...", help="Numbers of dead letters, from `dead ls`.", min=1)
 ]
@@ -49,16 +53,17 @@ def ls(
     kind: Kind = None,
     job: JobId = None,
     older: Older = None,
+    error: Error = None,
     limit: Annotated[int, typer.Option(metavar="N", help="Maximum number to list.", min=1)] = 100,
     json: Json = False,
 ) -> None:
     """List dead letters, oldest first."""
-    wanted = _filter(family, tenant, kind, job, older)
+    wanted = _filter(family, tenant, kind, job, older, error)
     found, more = options.list_with_client(lambda client: client.dead.find(wanted), limit)
     if json:
         output.print_json([each.summary() for each in found])
     elif not found:
-        filtered = any(each is not None for each in (family, tenant, kind, job, older))
+        filtered = any(each is not None for each in (family, tenant, kind, job, older, error))
         output.print_line("no dead letters match; `aiqueue dead ls` lists all" if filtered else "no dead letters")
     else:
         _print_letters(found)
@@ -205,6 +210,7 @@ def replay(
     kind: Kind = None,
     job: JobId = None,
     older: Older = None,
+    error: Error = None,
     everything: All = False,
     json: Json = False,
 ) -> None:
@@ -214,7 +220,7 @@ def replay(
 
     Exit codes: 0 all replayed, 1 some were not.
     """
-    selection = _Selection(seqs, _filter(family, tenant, kind, job, older), everything)
+    selection = _Selection(seqs, _filter(family, tenant, kind, job, older, error), everything)
 
     async def replay_selected(client: Client, audited: AuditedAct) -> DeadOutcome:
         found = await selection.find(client.dead)
@@ -225,7 +231,7 @@ def replay(
 
 def make_replay(seq: int) -> tuple[dict[str, Any], Callable[[Client, AuditedAct], Awaitable[DeadOutcome]]]:
     """Return what the audit says of the replay of one dead letter, and what replays it, without a progress bar."""
-    selection = _Selection([seq], _filter(None, None, None, None, None), everything=False)
+    selection = _Selection([seq], _filter(), everything=False)
 
     async def run(client: Client, audited: AuditedAct) -> DeadOutcome:
         return await _apply_to_each(client.dead, [seq], client.dead.replay, "", audited)
@@ -233,7 +239,7 @@ def make_replay(seq: int) -> tuple[dict[str, Any], Callable[[Client, AuditedAct]
     return selection.describe(), run
 
 
-def purge(
+def purge(  # noqa: PLR0913  (the options of a filter)
     options: ServerOptions,
     seqs: Seqs = None,
     *,
@@ -242,6 +248,7 @@ def purge(
     kind: Kind = None,
     job: JobId = None,
     older: Older = None,
+    error: Error = None,
     everything: All = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask for confirmation.")] = False,
     json: Json = False,
@@ -252,7 +259,7 @@ def purge(
 
     Exit codes: 0 all deleted, 1 some were not, or the confirmation was refused.
     """
-    selection = _Selection(seqs, _filter(family, tenant, kind, job, older), everything)
+    selection = _Selection(seqs, _filter(family, tenant, kind, job, older, error), everything)
     if not yes and not is_interactive():
         raise BadInput("purge deletes dead letters permanently and there is no terminal to confirm it: add --yes")
     found = options.run_with_client(lambda client: selection.find(client.dead), acts=True)
@@ -368,8 +375,11 @@ def _print_outcome(outcome: DeadOutcome, done: str, json: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def _filter(family: str | None, tenant: str | None, kind: str | None, job: str | None, older: float | None) -> Filter:
-    """Return the filter that the options describe. Raises InvalidToken."""
+def _filter(
+    family: str | None = None, tenant: str | None = None, kind: str | None = None, job: str | None = None,
+    older: float | None = None, error: str | None = None,
+) -> Filter:  # fmt: skip
+    """Return the filter that the options describe. Raises InvalidToken, BadInput."""
     from .. import subjects  # noqa: PLC0415
     from ..enqueue import Filter  # noqa: PLC0415
 
@@ -377,12 +387,14 @@ def _filter(family: str | None, tenant: str | None, kind: str | None, job: str |
         subjects.token("tenant", tenant)
     if job is not None:
         subjects.job_id(job)
-    return Filter(family=family, tenant=tenant, kind=kind, job_id=job, older_s=older)
+    if error is not None and not error.strip():
+        raise BadInput("--error is empty: give a part of the error, such as ValueError")
+    return Filter(family=family, tenant=tenant, kind=kind, job_id=job, older_s=older, error=error)
 
 
 add_command(app, "ls", examples=("  aiqueue dead ls --tenant acme --older 2h",))(ls)
 add_command(app, "show")(show)
-add_command(app, "replay", examples=("  aiqueue dead replay 17 18", "  aiqueue dead replay --family rag.ingest"))(
+add_command(app, "replay", examples=("  aiqueue dead replay 17 18", "  aiqueue dead replay --error ConnectionError"))(
     replay
 )
 add_command(app, "purge", examples=("  aiqueue dead purge 17", "  aiqueue dead purge --older 7d --yes"))(purge)

@@ -9,7 +9,7 @@ import typer
 
 from . import gateway_keys, output
 from .audit import run_counted
-from .gateway_batch import batch
+from .gateway_batch import batch, batches
 from .gateway_serve import serve
 from .options import Json, ServerOptions, add_command
 from .output import Column
@@ -158,6 +158,7 @@ add_command(
         "  aiqueue gateway batch --resume batch_06h2hngsuua38k4n41ph05ahgg --tenant acme",
     ),
 )(batch)
+add_command(app, "batches", examples=("  aiqueue gateway batches --tenant acme",))(batches)
 
 
 def demo(

@@ -1,4 +1,4 @@
-"""``gateway batch``: the lines of a file are answered, and the answers saved."""
+"""``gateway batch``: the lines of a file are answered, and the answers saved. ``gateway batches`` lists them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import typer
 from ..errors import BadInput
 from . import output
 from .options import FAILED, Json, ServerOptions
+from .output import Column
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -89,6 +90,57 @@ def batch(
             output.print_line(f"its answers are saved by `{_resuming(ended)}`", err=True)
     if not no_wait and (ended.status != "completed" or ended.failed):
         raise typer.Exit(FAILED)
+
+
+def batches(
+    options: ServerOptions,
+    *,
+    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only batches of this tenant.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", help="Number of batches, the newest.", min=1)] = 50,
+    json: Json = False,
+) -> None:
+    """List the batches of requests, the newest first: how far each is, and how many of its lines have failed.
+
+    Batches that have ended are listed for as long as their files are kept, for 30 days unless a client says less.
+    """
+
+    async def fetch(client: Client) -> list[RequestBatch]:
+        from ..gateway import Batches  # noqa: PLC0415
+
+        return await Batches(client).batches(tenant)
+
+    found = options.run_with_client(fetch, reads=True)
+    shown = found[:limit]
+    if json:
+        output.print_json([{**each.public(), "tenant": each.tenant} for each in shown])
+    elif not shown:
+        output.print_line("no batches" + ("" if tenant is None else f" of tenant {tenant}"))
+    else:
+        _print_batches(shown)
+    if len(found) > len(shown):
+        output.print_line(f"{len(found) - len(shown):,} older batches are not shown: raise --limit", err=True)
+    elif shown and not json:
+        output.print_line(
+            "\n`aiqueue gateway batch --resume BATCH --tenant TENANT` waits for one, and saves its answers"
+        )
+
+
+def _print_batches(found: list[RequestBatch]) -> None:
+    now = time.time()
+    rows = [
+        [
+            each.id, each.tenant, each.status.replace("_", " "),
+            f"{each.ended:,}/{each.total:,}" if each.total else "-", f"{each.failed:,}" if each.failed else "",
+            output.format_age(now - each.created_at),
+        ]
+        for each in found
+    ]  # fmt: skip
+    columns = [
+        Column("batch", style="bold"), Column("tenant", shrink=True), Column("status"),
+        Column("lines", right=True), Column("failed", right=True), Column("age", right=True),
+    ]  # fmt: skip
+    below = [output.escape_controls(each.problems[0].message) if each.problems else "" for each in found]
+    output.print_table(columns, rows, below=below)
 
 
 def _endpoint_of(file: Path) -> str:

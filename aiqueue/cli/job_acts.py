@@ -10,7 +10,7 @@ from ..errors import BadInput
 from . import output, parallel
 from .audit import name_operator, silence_log, warn_unaudited
 from .dead import is_interactive
-from .jobs import Family, Kind, Newer, Older, Priority, State, Tenant, Where, filter_options, print_gaps
+from .jobs import Error, Family, Kind, Newer, Older, Priority, State, Tenant, Where, filter_options, print_gaps
 from .options import FAILED, Json, ServerOptions, add_command, print_error
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def register(app: typer.Typer) -> None:
             "  aiqueue jobs cancel --where doc=42",
         ),
     )(cancel)
-    add_command(app, "replay", examples=("  aiqueue jobs replay --kind summarise --newer 2h",))(replay)
+    add_command(app, "replay", examples=("  aiqueue jobs replay --kind summarise --error ConnectError --newer 2h",))(
+        replay
+    )
     add_command(app, "purge", examples=("  aiqueue jobs purge --family rag.ingest --older 7d --yes",))(purge)
     add_command(app, "run-now", examples=("  aiqueue jobs run-now --tenant acme --state retrying",))(run_now)
     add_command(app, "move", examples=("  aiqueue jobs move high --tenant acme --kind summarise",))(move)
@@ -89,6 +91,7 @@ def replay(  # noqa: PLR0913  (the options of a filter)
     older: Older = None,
     newer: Newer = None,
     where: Where = None,
+    error: Error = None,
     everything: All = False,
     dry_run: DryRun = False,
     until: Until = "",
@@ -99,7 +102,7 @@ def replay(  # noqa: PLR0913  (the options of a filter)
 
     Exit codes: 0 all replayed or gone meanwhile, 1 some were not, or the confirmation was refused.
     """
-    which = filter_options(family, tenant, kind, priority, None, older, newer, where)
+    which = filter_options(family, tenant, kind, priority, None, older, newer, where, error)
     _act(options, "replay", which, everything=everything, dry_run=dry_run, until=until, yes=yes, json=json)
 
 
@@ -113,6 +116,7 @@ def purge(  # noqa: PLR0913  (the options of a filter)
     older: Older = None,
     newer: Newer = None,
     where: Where = None,
+    error: Error = None,
     everything: All = False,
     dry_run: DryRun = False,
     until: Until = "",
@@ -123,7 +127,7 @@ def purge(  # noqa: PLR0913  (the options of a filter)
 
     Exit codes: 0 all deleted or gone meanwhile, 1 some were not, or the confirmation was refused.
     """
-    which = filter_options(family, tenant, kind, priority, None, older, newer, where)
+    which = filter_options(family, tenant, kind, priority, None, older, newer, where, error)
     _act(options, "purge", which, everything=everything, dry_run=dry_run, until=until, yes=yes, json=json)
 
 

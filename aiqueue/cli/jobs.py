@@ -47,6 +47,10 @@ Older = Annotated[
 Newer = Annotated[
     float | None, duration_option("Only jobs enqueued at most this long ago (failed ones: failed).", metavar="AGE")
 ]
+Error = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="Only failed jobs with this in their reason or error, such as ValueError."),
+]
 Where = Annotated[
     list[str] | None,
     typer.Option(
@@ -66,6 +70,7 @@ def ls(  # noqa: PLR0913  (the options of a filter)
     older: Older = None,
     newer: Newer = None,
     where: Where = None,
+    error: Error = None,
     limit: Annotated[int, typer.Option(metavar="N", help="Number of jobs of the page.", min=1, max=1_000)] = 50,
     cursor: Cursor = "",
     payload: Annotated[bool, typer.Option("--payload/--no-payload", help="Show the messages.")] = True,
@@ -75,7 +80,7 @@ def ls(  # noqa: PLR0913  (the options of a filter)
 
     Secrets are masked, long values are cut. What the setting redact names changes messages before they are shown.
     """
-    which = filter_options(family, tenant, kind, priority, state, older, newer, where)
+    which = filter_options(family, tenant, kind, priority, state, older, newer, where, error)
     search = _PagedSearch(limit, cursor)
     try:
         options.run_with_client(lambda client: search.run(client, payload, which), reads=True)
@@ -126,7 +131,7 @@ class _PagedSearch:
 
 def filter_options(
     family: str | None, tenant: str | None, kind: str | None, priority: str | None, state: list[str] | None,
-    older: float | None, newer: float | None, where: list[str] | None,
+    older: float | None, newer: float | None, where: list[str] | None, error: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what the options say as arguments of the client's calls. Raises BadInput."""
     conditions: dict[str, str] = {}
@@ -142,7 +147,7 @@ def filter_options(
         raise BadInput(f"--state is empty: name one of {STATES}")
     given = {
         "family": family, "tenant": tenant, "kind": kind, "priority": priority, "state": states,
-        "older": older, "newer": newer, "where": conditions or None,
+        "older": older, "newer": newer, "where": conditions or None, "error": error,
     }  # fmt: skip
     return {name: value for name, value in given.items() if value is not None}
 

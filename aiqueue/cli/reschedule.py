@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import BadInput
+from ..errors import AIQueueError, BadInput
 from . import output
 from .audit import run_audited
 from .options import Json, ServerOptions, add_command, duration_option, time_option
 
 if TYPE_CHECKING:
     from ..client import AuditedAct, Client, Handle
+    from ..lanes import Pause
     from .json_keys import RescheduleJson
 
 
@@ -55,17 +57,19 @@ def reschedule(
     if (delay is not None) + (at is not None) + now != 1:
         raise BadInput("give the new time by one of --delay, --at and --now")
 
-    async def move(client: Client, audited: AuditedAct) -> Handle:
+    async def move(client: Client, audited: AuditedAct) -> tuple[Handle, Pause | None]:
         handle = await client.job(job, family=family, tenant=tenant)
         if now:
             await handle.run_now()
         else:
             await handle.reschedule(delay=delay, at=at)
         audited.count = 1
-        return handle
+        with contextlib.suppress(AIQueueError):  # it may have ended by now
+            return handle, (await handle.status()).pause
+        return handle, None
 
     target = {"job": job, "family": family, "tenant": tenant, "delay": delay, "at": at, "now": now}
-    handle = run_audited(options, "reschedule", target, move)
+    handle, pause = run_audited(options, "reschedule", target, move)
     if json:
         shown: RescheduleJson = {"job_id": handle.id, "due": handle.due}
         output.print_json(shown)
@@ -73,3 +77,6 @@ def reschedule(
         output.print_line(f"{handle.id} is due now")
     else:
         output.print_line(f"{handle.id} is due at {output.format_time(handle.due)}")
+    if pause is not None:
+        text = f"{pause}: it starts after `aiqueue resume {pause.scope.arguments}`"
+        output.print_line(output.escape_controls(text), err=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import BadInput, LoadError
+from ..units import module_of_path
 from . import output
 from .options import (
     FAILED,
@@ -227,8 +228,10 @@ def load(target: str) -> Worker | Agent | AgentGroup:
 
     module_name, colon, attribute = target.partition(":")
     if not colon or not attribute or not all(part.isidentifier() for part in module_name.split(".")):
+        file, module = (module_name, module_of_path(module_name)) if module_of_path(module_name) else ("app.py", "app")
+        name = attribute or "worker"
         raise LoadError(
-            f"{target!r} is not MODULE:ATTRIBUTE; for `worker = aiqueue.Worker()` in app.py, give app:worker"
+            f"{target!r} is not MODULE:ATTRIBUTE; for `{name} = aiqueue.Worker()` in {file}, give {module}:{name}"
         )
     here = str(Path.cwd())
     if here not in sys.path:
@@ -255,7 +258,9 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            raise LoadError(f"no module {error.name!r} in {Path.cwd()} or on PYTHONPATH") from None
+            module = module_of_path(name)
+            advice = f"; a module is named without .py: {module}" if module else ""
+            raise LoadError(f"no module {error.name!r} in {Path.cwd()} or on PYTHONPATH{advice}") from None
         raise LoadError(f"cannot import {name}: {output.describe_error(error)}") from None
     except KeyboardInterrupt:
         raise

@@ -10,7 +10,7 @@ import getpass
 import json
 import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -179,9 +179,13 @@ def _plain_act(act: str) -> str:
 
 
 def _bounded(value: Any, depth: int = DEPTH_MAX) -> Any:
-    """Return data of a line: texts are cut, and what is too many or too deep is left out."""
+    """Return data of a line: texts are cut, and what is too many or too deep is left out. A mark says so.
+
+    What it returns, it leaves as it is: lines are bounded as they are written and as they are read.
+    """
     if isinstance(value, str):
-        return value[:TEXT_MAX].encode("utf-8", "replace").decode()  # a lone surrogate cannot be printed
+        text = value if len(value) <= TEXT_MAX else f"{value[: TEXT_MAX - 1]}…"
+        return text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be printed
     if isinstance(value, int) and value.bit_length() > INT_BITS_MAX:
         return f"… a number of {value.bit_length():,} bits"
     if not isinstance(value, Mapping | list | tuple):
@@ -189,9 +193,17 @@ def _bounded(value: Any, depth: int = DEPTH_MAX) -> Any:
     if not depth:
         return "…"
     if isinstance(value, Mapping):
-        some = list(value.items())[:ITEMS_MAX]
-        return {_bounded(str(key)): _bounded(each, depth - 1) for key, each in some}
-    return [_bounded(each, depth - 1) for each in value[:ITEMS_MAX]]
+        some = list(value.items())[: _items_kept(value)]
+        found = {_bounded(str(key)): _bounded(each, depth - 1) for key, each in some}
+        return found if len(some) == len(value) else {**found, "…": f"and {len(value) - len(some):,} more"}
+    kept = _items_kept(value)
+    more = [] if kept == len(value) else [f"… and {len(value) - kept:,} more"]
+    return [*(_bounded(each, depth - 1) for each in value[:kept]), *more]
+
+
+def _items_kept(value: Sized) -> int:
+    """Return how many items are kept: all, or all but one of ITEMS_MAX, whose place the mark takes."""
+    return len(value) if len(value) <= ITEMS_MAX else ITEMS_MAX - 1
 
 
 def _parse(stored: Stored) -> AuditLine | None:

@@ -40,6 +40,7 @@ class FilterOptions(TypedDict, total=False):
     older: Duration | None
     newer: Duration | None
     where: Mapping[str, str | int | float | bool | None] | None
+    error: str | None
 
 
 class OutcomeOptions(TypedDict, total=False):
@@ -86,6 +87,7 @@ class Jobs:
         - `older`, `newer` (durations): enqueued at least, or at most, so long ago; of failed jobs, failed.
         - `where`: fields of the message and the values that they must have, such as ``{"doc": 42, "user.id": "anna"}``.
           A job whose body is a document, or cannot be decoded, is counted as unreadable. Secret fields match nothing.
+        - `error`: failed jobs with this text in their reason or error, such as "ValueError"; case does not count.
         - `payloads=False` leaves the messages' data out.
 
         A page looks at 10,000 stored jobs at most. So it may hold fewer than `limit`, and have a cursor all the same.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..config import Redact, Settings
 from ..errors import SettingsError
+from ..units import module_of_path
 
 
 def load_redact(settings: Settings) -> Redact | None:
@@ -24,7 +25,9 @@ def load_redact(settings: Settings) -> Redact | None:
     try:
         found = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # noqa: BLE001  (a module may raise anything)
-        raise SettingsError(f"redact ({source}): cannot import {module}: {type(error).__name__}: {error}") from None
+        advice = f"; a module is named without .py: {found}" if (found := module_of_path(module)) else ""
+        problem = f"cannot import {module}: {type(error).__name__}: {error}{advice}"
+        raise SettingsError(f"redact ({source}): {problem}") from None
     if not callable(found):
         raise SettingsError(f"redact ({source}): {module} has no function {name!r}")
     redact: Redact = found

@@ -40,11 +40,12 @@ class TimeoutReasons:
         is_late = lane not in asking and len(asking) >= LANES_AT_ONCE
         if is_late or not self._connection.connected or time.monotonic() < self._quiet_until:
             return error
+        reader = self._reader()
         asking[lane] += 1
         self._connection.optional += 1
         try:
             async with asyncio.timeout(EXPLAIN_S):
-                found = await self._find(job, family)
+                found = await self._find(reader, job, family)
         except AccessDenied:
             self._quiet_until = time.monotonic() + DENIED_S
             return error
@@ -61,17 +62,24 @@ class TimeoutReasons:
         explained.reason, explained.evidence = found.reason, found.evidence
         return explained
 
-    async def _find(self, job: Enqueued, family: Family) -> Explanation | None:
-        from ..inspect import LaneReader, explain_enqueued, explain_lane  # noqa: PLC0415  (few wait for too long)
-
+    def _reader(self) -> LaneReader:
+        """Return what reads lanes. The first call imports for 0.1 s or more, before EXPLAIN_S begins: few wait for too
+        long, and the first error of a program has a reason, too.
+        """
         if self._lanes is None:
+            from ..inspect import LaneReader, explain_enqueued  # noqa: F401, PLC0415
             from ..limits import Rules  # noqa: PLC0415
 
             self._lanes = LaneReader(self._connection, self._topology, Rules(self._declared))
+        return self._lanes
+
+    async def _find(self, reader: LaneReader, job: Enqueued, family: Family) -> Explanation | None:
+        from ..inspect import explain_enqueued, explain_lane  # noqa: PLC0415
+
         now, lane = time.monotonic(), job.lane
         if lane.priority != "*" and not job.parking_id and now - self._asked.get(lane, -AGAIN_S) < AGAIN_S:
-            return await explain_lane(self._connection, self._lanes, family, lane, job.job_id, job.seq)
+            return await explain_lane(self._connection, reader, family, lane, job.job_id, job.seq)
         if len(self._asked) >= LANES_MAX:
             self._asked.clear()
         self._asked[lane] = now
-        return await explain_enqueued(self._connection, self._topology, self._lanes, family, job)
+        return await explain_enqueued(self._connection, self._topology, reader, family, job)

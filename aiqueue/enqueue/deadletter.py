@@ -60,6 +60,10 @@ class DeadLetter:
         """The value of the family's `limit_key`, if the job was in the lane of a limited value; else ""."""
         return headers.limit_key(self.headers)
 
+    def has_error(self, wanted: str) -> bool:
+        """Whether a text is in "reason: error", as lists show them; case does not count."""
+        return headers.ascii_line(wanted).casefold() in f"{self.reason}: {self.error}".casefold()
+
     def summary(self) -> dict[str, Any]:
         """The dead letter as plain data, without its body."""
         return {
@@ -75,13 +79,17 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Filter:
-    """Selects dead letters; None matches all. `older_s`: only jobs that failed at least so many seconds ago."""
+    """Selects dead letters; None matches all. `older_s`: only jobs that failed at least so many seconds ago.
+
+    `error`: only those with this text in their reason or error, such as "ValueError"; case does not count.
+    """
 
     family: str | None = None
     tenant: str | None = None
     kind: str | None = None
     job_id: str | None = None
     older_s: float | None = None
+    error: str | None = None
 
     def subject(self) -> str:
         """Return the narrowest subject that covers all matches. Raises InvalidToken."""
@@ -90,8 +98,10 @@ class Filter:
         return subjects.dead(family, tenant, subjects.job_id(self.job_id) if self.job_id else "*")
 
     def matches(self, letter: DeadLetter, now: float) -> bool:
-        """Whether a dead letter on `subject` also matches kind and age at the time `now`."""
+        """Whether a dead letter on `subject` also matches kind, error and age at the time `now`."""
         if self.kind is not None and letter.kind != self.kind:
+            return False
+        if self.error is not None and not letter.has_error(self.error):
             return False
         return self.older_s is None or now - letter.failed_at >= self.older_s
 

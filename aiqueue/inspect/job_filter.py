@@ -24,7 +24,8 @@ class ListFilter:
     """Selects jobs; None and empty match all. Create one with `make_filter`, which checks the values.
 
     `states`: see `ListedJob`. `older_s`, `newer_s`: enqueued at least, or at most, so many seconds ago; of failed jobs,
-    failed. `where`: fields of the message and the values that they must have.
+    failed. `where`: fields of the message and the values that they must have. `error`: text in the reason or error of
+    failed jobs.
     """
 
     family: str | None = None
@@ -35,6 +36,7 @@ class ListFilter:
     older_s: float | None = None
     newer_s: float | None = None
     where: Mapping[str, Scalar] = field(default_factory=dict)
+    error: str | None = None
 
     @property
     def reads_bodies(self) -> bool:
@@ -45,7 +47,7 @@ class ListFilter:
     def reads_messages(self) -> bool:
         """Whether messages are read that do not match: the subject alone does not decide."""
         ages = (self.older_s, self.newer_s)
-        return self.kind is not None or bool(self.where) or ages != (None, None)
+        return self.kind is not None or bool(self.where) or ages != (None, None) or self.error is not None
 
     def describe(self) -> dict[str, Any]:
         """Return what the filter says as plain data, without what it leaves open: for the audit, and for people."""
@@ -55,6 +57,7 @@ class ListFilter:
             found["state"] = ",".join(each for each in STATES if each in self.states)
         for name, value in (("older", self.older_s), ("newer", self.newer_s)):
             found[name] = None if value is None else short_duration(value)
+        found["error"] = self.error
         found |= {f"where {path}": value for path, value in self.where.items()}
         return {name: value for name, value in found.items() if value is not None or name.startswith("where ")}
 
@@ -83,11 +86,12 @@ def make_filter(
     older: Duration | None = None,
     newer: Duration | None = None,
     where: Mapping[str, Scalar] | None = None,
+    error: str | None = None,
 ) -> ListFilter:
     """Return a filter. Raises BadInput (InvalidToken, UnknownFamily).
 
     `where`: a field may lie deeper, as "user.id"; in a list, one item must match. A text matches a number or a flag
-    that is written like it.
+    that is written like it. `error`: a text in the reason or error of failed jobs, in any case; others do not match.
     """
     if family is not None:
         declared = topology.family(family)
@@ -111,7 +115,13 @@ def make_filter(
     newer_s = None if newer is None else parse_duration("newer", newer)
     if older_s is not None and newer_s is not None and older_s > newer_s:
         raise BadInput(f"no job is older than {short_duration(older_s)} and newer than {short_duration(newer_s)}")
-    return ListFilter(family, tenant, kind, priority, _states_of(state), older_s, newer_s, where)
+    states = _states_of(state)
+    if error is not None:
+        if not isinstance(error, str) or not error.strip():
+            raise BadInput(f"error is a text, a part of the error such as ValueError, not {error!r:.80}")
+        if not (states := states & {"failed"}):
+            raise BadInput("error is of failed jobs (dead letters): leave it out, or the states")
+    return ListFilter(family, tenant, kind, priority, states, older_s, newer_s, where, error)
 
 
 def _states_of(state: ListedState | Collection[ListedState] | None) -> frozenset[ListedState]:

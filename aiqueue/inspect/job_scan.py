@@ -196,6 +196,7 @@ class JobScan:
             and wanted.kind in (None, found.kind)
             and (found.state is None or found.state in wanted.states)
             and wanted.matches_age(found.at, now)
+            and (wanted.error is None or (found.letter is not None and found.letter.has_error(wanted.error)))
         )
 
     async def _read_delivered(self, family: Family) -> tuple[int, int]:

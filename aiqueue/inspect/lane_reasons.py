@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 
+from ..lanes import Pause
 from ..subjects import Lane
 from ..units import short_duration
 from .explanation import Found, JobEvidence, LaneEvidence
@@ -103,19 +104,21 @@ def _retry_soon(found: JobEvidence) -> Found | None:
     return Found("retry_soon", text, (found.error,) if found.error else (), stats.next_attempt_at)
 
 
-def _paused(found: JobEvidence) -> Found | None:
+def pause_of_job(found: JobEvidence) -> Pause | None:
+    """Return the pause that holds for a job, as far as was read; None: none is known."""
     stats, pause = found.stats, found.stats.pause
     if pause is None and found.lane is not None and found.lane.pauses is not None:
         lane = found.lane.lane
         pause = found.lane.pauses.of_job(lane.family, stats.tenant, stats.kind or "", lane.key)
-    if pause is None:
+    return pause
+
+
+def _paused(found: JobEvidence) -> Found | None:
+    if (pause := pause_of_job(found)) is None:
         return None
-    options = [
-        f" --{name} {shlex.quote(value)}" for name in ("tenant", "kind", "key") if (value := getattr(pause, name))
-    ]
     until = f", until in {short_duration(max(0.0, pause.until - found.now))}" if pause.until is not None else ""
     text = f"{pause}, since {describe_age(found, pause.since)}{until}"
-    return Found("paused", text, describe_lane(found), pause.until, {"scope": pause.family + "".join(options)})
+    return Found("paused", text, describe_lane(found), pause.until, {"scope": pause.scope.arguments})
 
 
 def _lane_paused(found: JobEvidence) -> Found | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from ..units import short_duration
 from .explanation import REMEDIES, Explanation, Found, JobEvidence
-from .lane_reasons import LANE_RULES, count, describe_age, describe_lane
+from .lane_reasons import LANE_RULES, count, describe_age, describe_lane, pause_of_job
 
 BUDGET = re.compile(r"has a budget of \S+ for \d{4}-\d{2}\b")  # gateway/budgets.py, BudgetSpent
 Rule = Callable[[JobEvidence], Found | None]
@@ -31,10 +31,13 @@ def describe(found: JobEvidence, result: Found) -> Explanation:
         "job": shlex.quote(stats.job_id), "family": stats.family, "tenant": stats.tenant,
         "kind": stats.kind or "its kind", "dead": str(stats.dead_seq or "SEQ"), **result.values,
     }  # fmt: skip
+    remedy = REMEDIES[result.reason].format(**values)
+    if "aiqueue reschedule" in remedy and (pause := pause_of_job(found)) is not None:  # due, it would go on waiting
+        remedy = f"it is paused, so first `aiqueue resume {pause.scope.arguments}`; then {remedy}"
     return Explanation(
         stats.job_id, stats.family, stats.tenant, stats.state, result.reason, _line(result.text),
         tuple(map(_line, result.evidence)), (*found.unknown, *(lane.unknown if lane is not None else ())),
-        _line(REMEDIES[result.reason].format(**values)), result.until,
+        _line(remedy), result.until,
     )  # fmt: skip
 
 
@@ -145,7 +148,7 @@ def _parked(found: JobEvidence) -> Found | None:
         if at > found.now
         else f"has been due for {describe_age(found, at)}"
     )
-    paused = (f"{stats.pause}",) if stats.pause is not None else ()
+    paused = (f"{pause}",) if (pause := pause_of_job(found)) is not None else ()
     if not found.is_retry:
         of = f" of schedule {stats.schedule}" if stats.schedule else ""
         return Found("delay", f"it was enqueued with a delay{of}, and {when}", paused, at)

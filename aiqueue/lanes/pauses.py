@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -42,6 +43,12 @@ class PauseScope(NamedTuple):
         tenant = f", tenant {self.tenant}" if self.tenant else ""
         kind = f", kind {self.kind}" if self.kind else ""
         return f"{self.family}{tenant}{kind}{f', key {self.key!r}' if self.key else ''}"
+
+    @property
+    def arguments(self) -> str:
+        """What `aiqueue resume` takes to end a pause of exactly this, quoted for a shell."""
+        named = (("tenant", self.tenant), ("kind", self.kind), ("key", self.key))
+        return self.family + "".join(f" --{name} {shlex.quote(value)}" for name, value in named if value)
 
     @property
     def tokens(self) -> tuple[str, ...]:

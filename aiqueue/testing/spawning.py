@@ -18,7 +18,7 @@ from ..config import Settings
 from ..errors import BadInput
 from ..processes import find_reference, refer_to
 from ..server import supervisor
-from ..units import Duration, parse_duration
+from ..units import Duration, module_of_path, parse_duration
 from ..worker import Worker, deaths
 from .spawned import READY
 
@@ -162,6 +162,8 @@ def _name_of(worker: Any) -> str:
         module, colon, name = worker.partition(":")
         if not (module and colon and name):
             raise BadInput(f'worker must be a Worker, or its name, such as "app:worker", not {worker!r}')
+        if found := module_of_path(module):
+            raise BadInput(f'worker must be a Worker, or its name, such as "{found}:{name}", not {worker!r}, a file')
         return worker
     if not isinstance(worker, Worker):
         raise BadInput(f'testing.spawn needs a Worker or its name, such as "app:worker", not {type(worker).__name__}')

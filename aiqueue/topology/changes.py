@@ -54,6 +54,13 @@ class Change:
     note: str | None = None
     stop: str | None = None
 
+    @property
+    def lacks_subjects(self) -> bool:
+        """Whether the stream differs in nothing but subjects that it lacks."""
+        return bool(self.fields) and all(
+            each.key == "subjects" and not set(each.live or ()) - set(each.wanted) for each in self.fields
+        )
+
     def lines(self) -> list[str]:
         """Return the change as text, one line per field. Lines start with ``+``, ``~``, ``-`` or, if refused, ``!``."""
         why = self.refused or self.note
@@ -140,8 +147,9 @@ class Plan:
         """Return who applied the streams last that would be changed, and what that means for `service`, as lines."""
         found: dict[str, list[str]] = {}
         for each in self.applied:
-            if any(each.stream == change.stream for change in self.changes):
-                found.setdefault(each.explain(service), []).append(each.stream)
+            if own := [change for change in self.changes if change.stream == each.stream]:
+                lacks_subjects = all(change.lacks_subjects for change in own)
+                found.setdefault(each.explain(service, lacks_subjects=lacks_subjects), []).append(each.stream)
         return [f"{', '.join(streams)}: {text}" for text, streams in found.items()]
 
 

@@ -90,8 +90,13 @@ class Applied:
         who = f"{self.service} on {self.host}" if self.service else self.host
         return f"{who} (aiqueue {self.version}, {self.at})"
 
-    def explain(self, service: str) -> str:
-        """Return who applied the stream, which differs now, and what that means for `service`, this one."""
+    def explain(self, service: str, *, lacks_subjects: bool) -> str:
+        """Return who applied the stream, which differs now, and what that means for `service`, this one.
+
+        `lacks_subjects`: it differs in nothing but subjects that it lacks.
+        """
+        if self.same and lacks_subjects:  # those of a stream that all families share are not compared
+            return f"last applied by {self.by}; it lacks the subjects of families that are declared here, as new ones"
         if self.same:
             return f"applied as declared here by {self.by}, and changed since by another program"
         if self.service and self.service == service:

@@ -678,6 +678,12 @@ class TestWork:
             ("app", "'app' is not MODULE:ATTRIBUTE"),
             ("app:", "is not MODULE:ATTRIBUTE"),
             ("a b:worker", "is not MODULE:ATTRIBUTE"),
+            ("app.py", "for `worker = aiqueue.Worker()` in app.py, give app:worker"),
+            ("./src/jobs.py:mine", "for `mine = aiqueue.Worker()` in ./src/jobs.py, give src.jobs:mine"),
+            ("src/jobs:mine", "give src.jobs:mine"),
+            ("/src/jobs.py:mine", "in app.py, give app:mine"),
+            ("app.py:worker", "no module 'app.py' in "),
+            ("app.py:worker", "on PYTHONPATH; a module is named without .py: app"),
             ("nowhere:worker", "no module 'nowhere'"),
             ("app:wrker", "app has no attribute 'wrker'; the module has worker"),
             ("app:not_a_worker", "app:not_a_worker is of type int, not an aiqueue.Worker or Agent; the module"),
@@ -791,6 +797,20 @@ class TestDead:
         assert self.seqs(ready, "--older", "1h") == []
         assert self.seqs(ready, "--older", "0s", "--limit", "2") == [1, 2]
         assert "more than 2" in ready("dead", "ls", "--limit", "2").stderr
+
+    def test_an_error_selects_what_is_listed_replayed_and_purged(self, ready: Cli) -> None:
+        assert self.seqs(ready, "--error", "valueERROR") == [3]
+        assert self.seqs(ready, "--error", "rejected: not") == [1, 2]
+        assert self.seqs(ready, "--error", "broken", "--tenant", "acme") == []
+        listed = data(ready("jobs", "ls", "--error", "valueerror", "--json"))["jobs"]
+        assert [(each["state"], each["seq"]) for each in listed] == [("failed", 3)]
+        assert data(ready("dead", "purge", "--error", "valueerror", "--yes", "--json"))["deleted"] == 1
+        replayed = data(ready("jobs", "replay", "--error", "not wanted", "--tenant", "acme", "--yes", "--json"))
+        assert replayed["done"] == 1
+        assert data(ready("dead", "replay", "--error", "not wanted", "--tenant", "globex", "--json"))["replayed"] == 1
+        wait_until(lambda: len(self.seqs(ready)) == 2)  # they have failed again
+        for arguments in (("dead", "ls", "--error", " "), ("jobs", "ls", "--error", "x", "--state", "queued")):
+            assert ready(*arguments).exit_code == 2
 
     def test_show_tells_attempts_and_payload(self, ready: Cli) -> None:
         text = ready("dead", "show", "3").stdout

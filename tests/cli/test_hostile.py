@@ -125,6 +125,7 @@ VIEWS: dict[str, list[str]] = {
     "workers": ["workers"],
     "pauses": ["pause"],
     "limits": ["limits", "ls"],
+    "batches": ["gateway", "batches"],
     "schedules": ["schedule", "ls"],
     "a schedule": ["schedule", "show", "tick", "--tenant", TENANT],
     "documents": ["documents", "ls", "--tenant", TENANT],

@@ -111,6 +111,11 @@ async def test_reschedule_gives_a_parked_job_another_time(client: aiqueue.Client
     again = await enqueue(cli, "--unique", "r", "--delay", "1m", "--on-duplicate", "replace")
     assert (again["duplicate"], again["job_id"]) == (False, replaced["job_id"])
     assert "r is due now" in (await cli("reschedule", "r", "--now")).stdout
+    await client.pause("agent.tasks", tenant="acme", by="anna")
+    result = await cli("reschedule", "r", "--now")
+    assert result.stderr == (
+        "agent.tasks, tenant acme is paused by anna: it starts after `aiqueue resume agent.tasks --tenant acme`\n"
+    )
 
 
 async def test_reschedule_says_why_it_cannot(client: aiqueue.Client, cli: Cli) -> None:

@@ -88,6 +88,17 @@ async def test_lines_are_found_by_an_act_as_its_command_is_written(client: aique
     assert await find(client, act="job") == []
 
 
+async def test_a_line_says_how_many_of_many_items_it_leaves_out(client: aiqueue.Client) -> None:
+    for seqs in ([*range(50)], [*range(173)]):
+        async with client.audit.act("dead.replay", {"seqs": seqs, "error": "x" * 501, "of": dict.fromkeys(seqs, 1)}):
+            pass
+    whole, cut = [each.target for each in await find(client)]
+    assert (whole["seqs"], len(whole["of"])) == ([*range(50)], 50)
+    assert cut["seqs"] == [*range(49), "… and 124 more"]
+    assert cut["of"]["…"] == "and 124 more"
+    assert cut["error"] == "x" * 499 + "…"
+
+
 class Login(aiqueue.Message, kind="login"):
     user: str
     password: str

@@ -56,6 +56,27 @@ async def test_a_delayed_job_and_a_running_one(client: aiqueue.Client, options: 
         left.set()
 
 
+async def test_a_delayed_job_and_one_in_its_lane_of_a_paused_family(client: aiqueue.Client) -> None:
+    await client.pause("agent.tasks", by="anna")
+    error = await timeout_of(await client.enqueue(Hold(), tenant="acme", delay="1h"))
+    assert error.reason == "delay"
+    assert "it is paused, so first `aiqueue resume agent.tasks`; then `aiqueue reschedule " in str(error)
+    assert (await timeout_of(await client.enqueue(Hold(), tenant="acme"))).reason == "paused"
+
+
+async def test_the_first_timeout_of_a_program_has_a_reason_however_long_its_imports_take(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_reader = timeouts.TimeoutReasons._reader
+
+    def slow(reasons: timeouts.TimeoutReasons) -> Any:
+        time.sleep(2 * timeouts.EXPLAIN_S)  # as an import on a busy machine
+        return make_reader(reasons)
+
+    monkeypatch.setattr(timeouts.TimeoutReasons, "_reader", slow)
+    assert (await timeout_of(await client.enqueue(Hold(), tenant="acme", delay="1h"))).reason == "delay"
+
+
 async def test_a_job_that_waits_in_another_lane_or_once_more_is_not_said_to_be_gone(
     client: aiqueue.Client, eventually: Eventually
 ) -> None:

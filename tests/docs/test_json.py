@@ -36,6 +36,7 @@ ELSEWHERE = {
     "demo": "tests/cli/test_demo.py",
     "gateway demo": "tests/gateway/test_demo.py",
     "gateway batch": "tests/gateway/batches/test_command.py",
+    "gateway batches": "tests/gateway/batches/test_command.py",
     "gateway keys add": "tests/gateway/test_keys_command.py",
     "gateway keys ls": "tests/gateway/test_keys_command.py",
     "gateway keys revoke": "tests/gateway/test_keys_command.py",

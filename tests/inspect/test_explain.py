@@ -188,6 +188,13 @@ async def test_it_waits_for_its_delay_and_is_due_without_a_worker(client: aiqueu
     found = await why(await client.enqueue(Hold(), tenant="acme", delay="1h"))
     assert (found["reason"], found["state"]) == ("delay", "parked")
     assert abs(found["until"] - time.time() - 3_600) < 30
+    job = found["job_id"]
+    assert found["remedy"] == f"`aiqueue reschedule {job} --now` starts it now"
+    await client.pause(FAMILY, kind="hold", by="anna")
+    found = await why(await client.job(job))
+    first = f"it is paused, so first `aiqueue resume {FAMILY} --kind hold`; then "
+    assert found["remedy"] == f"{first}`aiqueue reschedule {job} --now` starts it now"
+    await client.resume(FAMILY, kind="hold")
     handle = await client.enqueue(Hold(), tenant="acme", delay=0.05)
 
     async def is_due() -> bool:

@@ -228,12 +228,18 @@ async def test_the_redact_hook_decides_what_is_shown(account: Account, client: a
     async with aiqueue.connect(settings=missing) as looking:
         with pytest.raises(SettingsError, match="has no function 'nothing'"):
             await looking.jobs.page()
+    as_file = settings_of_account(account).with_arguments(redact="hooks.py:hide")
+    async with aiqueue.connect(settings=as_file) as looking:
+        with pytest.raises(SettingsError, match=r"cannot import hooks\.py: .*; a module is named without \.py: hooks"):
+            await looking.jobs.page()
 
 
 def test_a_redact_hook_is_a_function_or_its_name() -> None:
     assert aiqueue.Settings.load(redact="app.privacy:redact").redact == "app.privacy:redact"
     with pytest.raises(SettingsError, match="redact: must be a function"):
         aiqueue.Settings.load(redact="app.privacy")
+    with pytest.raises(SettingsError, match=r'or its name such as "app\.privacy:hide"'):
+        aiqueue.Settings.load(redact="./app/privacy.py:hide")
 
 
 def test_what_is_shown_is_cut() -> None:

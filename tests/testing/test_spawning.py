@@ -90,6 +90,7 @@ async def test_wrong_use_says_in_one_line_what_to_do(client: aiqueue.Client) -> 
     for worker, problem in (
         (hidden, "no module has this worker at its top level"),
         ("app", 'worker must be a Worker, or its name, such as "app:worker"'),
+        ("./app.py:worker", "or its name, such as \"app:worker\", not './app.py:worker', a file"),
         (3, "testing.spawn needs a Worker or its name"),
     ):
         wrong: Any = worker

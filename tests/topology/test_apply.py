@@ -385,6 +385,16 @@ class TestStamps:
         assert line.startswith("X_Y: applied as declared here by ")
         assert line.endswith("and changed since by another program")
 
+    async def test_tell_a_new_family_of_ones_own_from_a_change_by_another_program(self, conn: Connection) -> None:
+        await apply(conn, Topology.load())
+        found = await plan(conn, declared())
+        (line,) = found.authors("orders")
+        assert line.endswith("; it lacks the subjects of families that are declared here, as new ones")
+        assert line.startswith("AI_RESULTS, ")
+        await conn.api("STREAM.UPDATE.AI_RESULTS", await config_of(conn, "AI_RESULTS") | {"max_age": 3600 * 10**9})
+        lines = (await plan(conn, declared())).authors("orders")
+        assert any(each.endswith("changed since by another program") for each in lines)
+
     async def test_are_no_drift_and_leave_the_metadata_of_others(self, conn: Connection) -> None:
         spec = declared().streams["X_Y"]
         await conn.api("STREAM.CREATE.X_Y", dict(spec.config) | {"metadata": {"team": "search"}})

@@ -79,8 +79,8 @@ class RequestCountsJson(TypedDict):
     """Lines that have failed."""
 
 
-class SavedBatchJson(TypedDict):
-    """A batch as OpenAI describes it, and the files that were saved. Times are seconds since the epoch, or null."""
+class BatchJson(TypedDict):
+    """A batch as OpenAI describes it. Times are seconds since the epoch, or null."""
 
     id: str
     """Id of the batch, with which --resume waits for it again."""
@@ -124,6 +124,17 @@ class SavedBatchJson(TypedDict):
     """Tokens of its answers, as OpenAI names them."""
     metadata: dict[str, str] | None
     """What the caller has noted; null: nothing."""
+
+
+class ListedBatchJson(BatchJson):
+    """A batch, and whose it is."""
+
+    tenant: str
+
+
+class SavedBatchJson(BatchJson):
+    """A batch, and the files that were saved."""
+
     saved: dict[str, str]
     """Paths of the files that were written, by output and errors."""
 

@@ -177,8 +177,10 @@ class Batches:
             return batch
         return await end_without_job(self._client, self._store, batch, may_be_lost=quiet_s >= QUIET_S)
 
-    async def batches(self, tenant: str) -> list[RequestBatch]:
-        """Return all batches of a tenant, the newest first. Ended ones are kept for as long as their files."""
+    async def batches(self, tenant: str | None) -> list[RequestBatch]:
+        """Return all batches of a tenant, or of all tenants (None), the newest first. Ended ones are kept for as long as
+        their files.
+        """
         found = await self._read_all("batch", tenant, _parse)
         return sorted(found, key=lambda each: (each.created_at, each.id), reverse=True)
 
@@ -234,7 +236,7 @@ class Batches:
             raise NotFound(f"no such {what}: {str(key)[:80]!r}")
         return kept
 
-    async def _read_all(self, what: What, tenant: str, parse: Callable[[KeptDocument], T]) -> list[T]:
+    async def _read_all(self, what: What, tenant: str | None, parse: Callable[[KeptDocument], T]) -> list[T]:
         """Return all that is kept for a tenant. What is damaged is logged, and left out."""
         found = []
         async for kept in self._store.read(what, tenant):

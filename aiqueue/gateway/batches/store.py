@@ -81,12 +81,14 @@ class BatchStore:
         fields = {headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub", headers.TTL: ENDED_TTL}
         await self._write(self._subject(what, tenant, key), b"", expected, fields)
 
-    async def read(self, what: What, tenant: str) -> AsyncIterator[KeptDocument]:
-        """Yield what is kept for a tenant, in the order of writes. What cannot be read is logged, and left out.
+    async def read(self, what: What, tenant: str | None) -> AsyncIterator[KeptDocument]:
+        """Yield what is kept for a tenant, or for all (None), in the order of writes. What cannot be read is logged, and
+        left out.
 
         One server of a cluster may be behind. Raises NotFound, Unavailable, AccessDenied.
         """
-        pattern = subjects.bucket(self.stream, subjects.token("tenant", tenant), what, "*")
+        whose = "*" if tenant is None else subjects.token("tenant", tenant)
+        pattern = subjects.bucket(self.stream, whose, what, "*")
         async for stored in self._connection.read(self.stream, pattern):
             try:
                 found = self._parse(stored)

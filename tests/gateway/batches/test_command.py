@@ -124,3 +124,22 @@ async def test_a_place_that_cannot_be_written_is_refused_before_a_line_is_paid_f
     assert problem in result.stderr
     assert file.read_bytes() == body
     assert await Batches(client).batches("acme") == []
+
+
+async def test_batches_are_listed_of_one_tenant_or_of_all_the_newest_first(
+    client: aiqueue.Client, config: Path, run: RunCommand, tmp_path: Path
+) -> None:
+    assert (await run("batches")).stdout == "no batches\n"
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(jsonl([*map(chat_line, range(2)), chat_line(2, model="none")]))
+    async with running(client, config):
+        await run("batch", file, *ACME)
+    await run("batch", file, "--no-wait", "--tenant", "globex")
+    listed = json.loads((await run("batches", "--json")).stdout)
+    assert {(each["tenant"], each["status"]) for each in listed} == {("acme", "completed"), ("globex", "validating")}
+    (batch,) = json.loads((await run("batches", "--json", *ACME)).stdout)
+    assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+    shown = await run("batches", *ACME)
+    assert f"{batch['id']}  acme    completed    3/3       1" in shown.stdout
+    assert (await run("batches", "--limit", "1")).stderr == "1 older batches are not shown: raise --limit\n"
+    assert (await run("batches", "--tenant", "initech")).stdout == "no batches of tenant initech\n"

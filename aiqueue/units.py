@@ -204,10 +204,13 @@ class Backoff:
     attempts: int = 5
     first: Duration = "1s"
     factor: float = 2.0
+    """By how much each delay is longer than the one before."""
     cap: Duration = "5m"
     jitter: float = 0.5
     first_s: float = field(init=False, repr=False, compare=False)
+    """`first` in seconds."""
     cap_s: float = field(init=False, repr=False, compare=False)
+    """`cap` in seconds."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "first_s", parse_duration("first", self.first))

@@ -290,15 +290,13 @@ def test_pages_that_the_code_names_exist() -> None:
 
 
 def troubles() -> dict[str, list[str]]:
-    """The rows of the tables of docs/operations/troubleshooting.md by the code, or setting, in the first column."""
-    rows = re.findall(
-        r"^\| `([\w-]+)` \|(.+)\|$", (ROOT / "docs/operations/troubleshooting.md").read_text(), re.MULTILINE
-    )
+    """The rows of the tables of docs/operations/findings.md by the code, or setting, in the first column."""
+    rows = re.findall(r"^\| `([\w-]+)` \|(.+)\|$", (ROOT / "docs/operations/findings.md").read_text(), re.MULTILINE)
     assert len({code for code, _ in rows}) == len(rows)
     return {code: [cell.strip() for cell in rest.split(" | ")] for code, rest in rows}
 
 
-def test_every_finding_of_doctor_is_on_the_page_of_what_can_go_wrong() -> None:
+def test_every_finding_of_doctor_is_on_the_page_of_findings() -> None:
     settings = {each.key for each in FATAL_SETTINGS}
     assert set(troubles()) == set(REMEDIES) | settings
     assert all(len(cells) == 2 and all(cells) for cells in troubles().values())
@@ -330,7 +328,7 @@ async def test_the_program_that_copies_messages_moves_jobs_of_an_invalid_tenant_
     class Ping(aiqueue.Message, kind="ping"):
         n: int
 
-    program = next(block for block in PYTHON if name_of(block.page) == "docs/operations/troubleshooting.md")
+    program = next(block for block in PYTHON if name_of(block.page) == "docs/operations/copy-messages.md")
     (tmp_path / "rescue.py").write_text(program.text)
     url = account.url.replace("//", f"//{account.user}:{account.password}@")
 
@@ -390,7 +388,8 @@ def test_the_rooms_are_those_that_are_enforced() -> None:
 
 
 def test_the_wire_contract_has_all_headers_subjects_and_streams() -> None:
-    text = (ROOT / "docs/reference/wire-contract.md").read_text()
+    pages = [ROOT / "docs/reference/wire-contract.md", *ROOT.glob("docs/reference/wire/*.md")]
+    text = "".join(each.read_text() for each in pages)
     names = [value for name, value in vars(headers).items() if name.isupper() and isinstance(value, str)]
     topology = Topology.load()
     subjects = [f"ai.{family}.{{tenant}}" for family in topology.families]

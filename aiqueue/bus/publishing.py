@@ -32,7 +32,9 @@ class Published(NamedTuple):
 
     id: str
     stream: str
+    """Name of the stream that stores the message."""
     seq: int
+    """Sequence of the message in that stream."""
     duplicate: bool
 
 

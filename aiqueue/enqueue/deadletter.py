@@ -1,6 +1,6 @@
 """Dead letters: failed jobs, kept with payload, reason and history until they are replayed or purged.
 
-The body is the job's own, unchanged. Headers state why the job failed (docs/reference/wire-contract.md).
+The body is the job's own, unchanged. Headers state why the job failed (docs/reference/wire/parked.md).
 """
 
 from __future__ import annotations

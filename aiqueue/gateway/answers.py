@@ -31,7 +31,9 @@ class Bill(NamedTuple):
     """
 
     provider: str
+    """Name of the provider that has answered."""
     model: str
+    """Name of the model that has answered."""
     cost: float | None = None
     possibly_billed: int = 0
     attempts: int = 1

@@ -45,7 +45,9 @@ class ApiKey:
 
     id: str
     tenant: str
+    """Tenant in whose name the key asks."""
     name: str = ""
+    """Text by which operators know the key."""
     models: tuple[str, ...] | None = None
     priorities: tuple[str, ...] | None = None
     budget_micros: int | None = None
@@ -54,6 +56,7 @@ class ApiKey:
     created_at: float = 0.0
     revoked_at: float | None = None
     hash: str = field(default="", repr=False)
+    """SHA-256 of the key's token."""
 
     def __post_init__(self) -> None:
         """Raise BadInput, in one line, for what no API key is."""

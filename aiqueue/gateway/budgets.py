@@ -31,7 +31,7 @@ AMOUNT_MAX = 2**53
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a tenant may spend in a month (UTC), in micro-dollars.
+    """What a tenant may spend in a month (UTC): `month_micros`, in micro-dollars.
 
     `tenant`: ``*`` for each tenant that has no budget of its own. `when_spent`: whether a call that it does not admit
     is refused, or waits for the next month. `key`: id of an API key, whose calls this budget is for; "": all calls.
@@ -53,7 +53,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A call that the budgets of its tenant and key admit. `at`: its start, in seconds since the epoch."""
+    """`amount_micros` for the call `call_id` of `tenant` in `month`. `at`: its start, in seconds since the epoch."""
 
     tenant: str
     call_id: str
@@ -64,7 +64,7 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class BudgetStats:
-    """What is known of the budget of a tenant, or of its API key, in a month. Amounts are micro-dollars.
+    """What is known of the budget of a `tenant`, or of its API key, in a `month`. Amounts are micro-dollars.
 
     `spent_micros`: what calls have cost. `reserved_micros`: for those that are under way, or whose process has died.
     `held_micros`: for those that were possibly billed, or are older. `reserved_calls`, `held_calls`: how many these

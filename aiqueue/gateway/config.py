@@ -52,6 +52,7 @@ class ProviderConfig:
     """
 
     name: str
+    """Name by which models refer to the provider."""
     kind: ProviderKind
     base_url: str | None = None
     key_env: str | None = None
@@ -100,9 +101,12 @@ class ModelConfig:
     """
 
     name: str
+    """Name by which requests ask for the model."""
     provider: ProviderConfig
+    """Provider that serves the model."""
     upstream: str
     kind: Literal["chat", "embedding"] = "chat"
+    """"chat" for completions, "embedding" for embeddings."""
     context: int | None = None
     max_output_tokens: int | None = None
     tokens_per_byte: float = 1.0
@@ -128,8 +132,11 @@ class GatewayConfig:
 
     file: str
     providers: Mapping[str, ProviderConfig] = field(default_factory=dict)
+    """Providers of the file, by name."""
     models: Mapping[str, ModelConfig] = field(default_factory=dict)
+    """Models of the file, by name."""
     budgets: Mapping[str, Budget] = field(default_factory=dict)
+    """Budgets of the file, by tenant; "*" for each tenant without one."""
 
     def find_model(self, name: str, kind: Literal["chat", "embedding"] | None = None) -> ModelConfig:
         """Return the model of this name. Raises BadInput if there is none, or if it is of another `kind`."""

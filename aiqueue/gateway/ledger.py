@@ -59,16 +59,22 @@ class UsageRecord:
 
     call_id: str
     job_id: str
+    """Id of the job that has made the call."""
     request_id: str
+    """Id of the request, as its sender has named it."""
     tenant: str
+    """Tenant that is charged."""
     model: str
+    """Name of the called model in gateway.toml."""
     provider: str
+    """Name of the provider in gateway.toml."""
     started_at: float
     outcome: Outcome
     latency_s: float | None = None
     first_token_s: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    """Tokens of the answer."""
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     cost_micros: int | None = None

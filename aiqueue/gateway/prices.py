@@ -99,6 +99,7 @@ class Price:
     """
 
     rates: Rates
+    """What a token costs, by its type."""
     above: tuple[tuple[int, Rates], ...] = ()
     bounds_cache_writes: bool = True
 

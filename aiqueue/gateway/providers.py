@@ -20,7 +20,9 @@ class Usage(NamedTuple):
     """
 
     prompt_tokens: int
+    """Tokens of the request."""
     completion_tokens: int = 0
+    """Tokens of the answer."""
     cached_tokens: int = 0
     cache_write_tokens: int = 0
 
@@ -61,6 +63,7 @@ class Reply:
     """
 
     answer: dict[str, Any] = field(repr=False)
+    """The answer, with OpenAI's fields."""
     usage: Usage | None
     latency_s: float
     first_token_s: float | None = None

@@ -99,10 +99,13 @@ class _ModelRequest(Message[dict[str, Any]], kind="gateway", family="gateway.req
     """
 
     model: ModelName
+    """Name of the model in gateway.toml."""
     request_id: Id | None = None
     tenant_id: Id | None = None
     timestamp: str | float | None = None
+    """When the request was made, as the guide's envelope says it. It is not used."""
     user: Annotated[str, pydantic.Field(max_length=512)] | None = None
+    """OpenAI's name of an end user, for the provider."""
     options: dict[str, Any] = pydantic.Field(default_factory=dict, max_length=OPTIONS_MAX)
 
     @pydantic.model_validator(mode="before")
@@ -176,24 +179,43 @@ class GatewayRequest(_ModelRequest, kind="gateway.request"):
     """
 
     messages: list[dict[str, Any]] = pydantic.Field(min_length=1, max_length=MESSAGES_MAX)
+    """The conversation, as OpenAI's messages."""
     tools: list[dict[str, Any]] | None = pydantic.Field(default=None, max_length=TOOLS_MAX)
+    """Functions that the model may call."""
     tool_choice: str | dict[str, Any] | None = None
+    """Which tool the model must call, or "auto", "none" or "required"."""
     parallel_tool_calls: bool | None = None
+    """Whether the model may call several tools at once."""
     response_format: dict[str, Any] | None = None
+    """Form of the answer, such as a JSON Schema."""
     stream: bool = False
+    """Whether the answer is also streamed in chunks."""
     stream_options: Annotated[dict[str, bool] | None, _at_most(STREAM_OPTIONS_MAX)] = None
+    """OpenAI's options of a stream."""
     temperature: Temperature | None = None
+    """How random the answer is, from 0 to 2."""
     top_p: Share | None = None
+    """Share of the most probable tokens that the model chooses from."""
     frequency_penalty: Penalty | None = None
+    """Penalty for tokens that are frequent in the answer so far."""
     presence_penalty: Penalty | None = None
+    """Penalty for tokens that are in the answer so far."""
     max_tokens: Tokens | None = None
+    """Maximum of tokens in a choice of the answer."""
     max_completion_tokens: Tokens | None = None
+    """OpenAI's newer name of `max_tokens`."""
     n: Choices | None = None
+    """How many choices the answer has."""
     stop: Annotated[str | list[str] | None, _at_most(STOPS_MAX)] = None
+    """Texts at which the answer ends."""
     seed: Seed | None = None
+    """Number with which equal requests have equal answers, if the provider can do that."""
     logprobs: bool | None = None
+    """Whether the answer has the log probability of each token."""
     top_logprobs: TopLogprobs | None = None
+    """For how many tokens at each place the answer has log probabilities."""
     logit_bias: Annotated[dict[str, Bias] | None, _at_most(BIASES_MAX)] = None
+    """By token, by how much its probability is changed, from -100 to 100."""
     reply_form: Literal["openai", "short"] = "openai"
 
     @pydantic.model_validator(mode="before")
@@ -270,7 +292,9 @@ class EmbeddingRequest(_ModelRequest, kind="gateway.embedding"):
 
     input: str | list[str] | list[int] | list[list[int]]
     dimensions: Dimensions | None = None
+    """How many numbers each embedding has."""
     encoding_format: Literal["float", "base64"] | None = None
+    """"float" for lists of numbers, "base64" for texts."""
 
     @pydantic.field_validator("input", mode="before")
     @classmethod

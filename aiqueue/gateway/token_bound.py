@@ -32,9 +32,11 @@ class TokenBound(NamedTuple):
     """
 
     prompt: int
+    """Upper bound of the tokens of the prompt."""
     completion: int
     limit: int | None
     total: int
+    """Upper bound of all tokens of the call."""
 
 
 def bound_tokens(request: GatewayRequest | EmbeddingRequest, model: ModelConfig) -> TokenBound:

@@ -73,9 +73,13 @@ class UsageTotal(NamedTuple):
     """The sums of a tenant's calls of a model on a day (UTC), "2026-11-29"."""
 
     tenant: str
+    """Tenant that has made the calls."""
     day: str
+    """Day of the calls in UTC, such as "2026-11-29"."""
     model: str
+    """Name of the model in gateway.toml."""
     sums: Sums
+    """Numbers of calls and tokens, and costs."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What doctor finds: its form, and the remedy of each kind. docs/operations/troubleshooting.md explains each kind."""
+"""What doctor finds: its form, and the remedy of each kind. docs/operations/findings.md explains each kind."""
 
 from __future__ import annotations
 

@@ -30,9 +30,13 @@ class Child(Generic[R_co]):
 
     name: str
     id: str
+    """The child's job id."""
     family: str
+    """Family of the child's kind."""
     tenant: str
+    """Tenant of the child, which is that of its parent."""
     priority: str
+    """Priority of the lane that the child was stored in."""
     duplicate: bool = False
     _model: type[Message[R_co]] | None = field(default=None, repr=False, compare=False)  # the message's class
 

@@ -119,14 +119,20 @@ class JobSpec(Generic[R]):
     """
 
     message: Message[R] = field(kw_only=False)
+    """Message to enqueue."""
     tenant: str | None = None
+    """Tenant that the job belongs to."""
     priority: str | None = None
+    """Priority of the job, such as "high"."""
     unique: str | None = None
+    """Key of which the job's id is made."""
     headers: Mapping[str, str] | None = None
     deadline: Deadline | None = None
+    """When the job is not started any more."""
     delay: Duration | None = None
     at: Time | None = None
     on_duplicate: subjects.OnDuplicate | None = None
+    """What happens if a job with this id is known, such as "rerun_failed"."""
 
 
 def check_message(message: Any) -> None:

@@ -72,6 +72,7 @@ class Pause:
     """
 
     family: str
+    """Family whose jobs are paused."""
     tenant: str | None
     """Tenant that is paused; None: all tenants."""
     kind: str | None

@@ -23,10 +23,15 @@ class Bounce(Message, kind=BOUNCE, family=FAMILY):
     reason: str
     error: str
     mail_id: str
+    """Id of the mail that could not be handled."""
     mail_kind: str
+    """Kind of the mail's message."""
     target: str
+    """Agent that the mail was sent to."""
     conversation: str
+    """Conversation that the mail belongs to."""
     correlation: str | None = None
+    """Id of the mail that it replies to; None: it is no reply."""
 
 
 class Envelope(NamedTuple):

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 
 from .. import headers, subjects
 from ..connection import Connection, store_together
-from ..errors import AccessDenied, AIQueueError, NotFound, Unavailable
+from ..errors import AccessDenied, AIQueueError, NotFound, ServerError, Unavailable
 from ..topology import Topology
 from . import metric_subjects
+from .mending import BROKEN, mend_counters
 from .metric_subjects import OTHER, WORKERS, Level, MetricKey
 from .retention import drop_old_minutes
 from .sums import Counts
@@ -233,9 +234,32 @@ class Flusher:
             if flush.is_old and not await self._is_still_missing():
                 self._stored += 1
             else:
-                await self._send(flush)
+                await self._send_mended(flush)
                 self._stored += 1
             self._sealed.popleft()
+
+    async def _send_mended(self, flush: _Flush) -> None:
+        """As `_send`, also where a crash of the server has broken some of the counters."""
+        try:
+            await self._send(flush)
+        except ServerError as error:
+            if error.err_code != BROKEN:
+                raise
+            await self._mend(flush)
+            await self._send(flush)
+
+    async def _mend(self, flush: _Flush) -> None:
+        """Mend the counters of a flush. The increments that they had not taken become a flush of their own."""
+        connection, taken = self._connection, list[tuple[str, int]]()
+        connection.optional += 1
+        try:
+            async for increment in mend_counters(connection, self._stream, [each for each, _ in flush.increments]):
+                taken.append(increment)
+        finally:
+            connection.optional -= 1
+            if taken:
+                self._sealed.append(_Flush(taken))
+                log.info("mended %d counters of the history that a crash of the server had broken", len(taken))
 
     async def _send(self, flush: _Flush) -> None:
         """Store a flush; it is stored when this returns."""

@@ -32,6 +32,7 @@ class Document(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True)
 
     tenant: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    """Tenant that the document belongs to."""
     sha256: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
     """SHA-256 of the content as 64 hexadecimal digits, which names the document."""
     size: Annotated[int, pydantic.Field(ge=0)]

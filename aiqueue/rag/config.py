@@ -106,11 +106,17 @@ class RagConfig:
 
     file: str = ""
     store: StoreConfig = StoreConfig()
+    """Where documents are stored."""
     embedder: EmbedderConfig = EmbedderConfig()
+    """Which embedder makes the vectors."""
     parsing: ParsingConfig = ParsingConfig()
+    """How documents are parsed and cut into chunks."""
     limits: LimitConfig = LimitConfig()
+    """How large documents and questions may be."""
     answers: AnswerConfig = AnswerConfig()
+    """Which model answers in words, and how."""
     tenants: Mapping[str, TenantConfig] = field(default_factory=dict)
+    """What differs for a tenant, by its name."""
 
     def tenant(self, name: str) -> TenantConfig:
         """Return what a tenant may read from: its own table, else that of ``"*"``, else nothing."""

@@ -30,6 +30,7 @@ class LabelledQuestion:
     """
 
     text: str
+    """The question that is asked."""
     documents: tuple[str, ...]
     heading: str = ""
     where: Mapping[str, Any] | None = None

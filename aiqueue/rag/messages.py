@@ -89,6 +89,7 @@ class _RagMessage(Message[dict[str, Any]], kind="rag", family="rag.ingest"):
 
     tenant_id: Id | None = None
     timestamp: str | float | None = None
+    """When the message was made, as the guide's envelope says it. It is not used."""
 
     @pydantic.model_serializer(mode="wrap")
     def _write(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -195,6 +196,7 @@ class RagDelete(_RagMessage, kind="rag.delete"):
     """Deletes a document: versions that were enqueued before this job are gone, later ones stay."""
 
     document_id: DocumentId
+    """Id of the document to delete."""
 
 
 class RagReindex(_RagMessage, kind="rag.reindex"):

@@ -33,6 +33,7 @@ class Section:
 
     heading: str
     text: str
+    """The section's text, without its heading."""
     start: int = 0
     page: int | None = None
 
@@ -42,7 +43,9 @@ class ParsedDocument:
     """What a parser makes of a document. `problems`: what could not be read, a line each, as "page 3: …"."""
 
     title: str
+    """Title that the parser has found; "": none."""
     sections: Sequence[Section]
+    """Parts of the document, in reading order."""
     problems: Sequence[str] = ()
 
 
@@ -52,9 +55,13 @@ class Chunk:
 
     number: int
     text: str
+    """Text that is embedded and found."""
     heading: str = ""
+    """Path of headings of its section, as "Install > Linux"; "": none."""
     start: int = 0
+    """Where the chunk begins in the document's text, in characters."""
     page: int | None = None
+    """Page of the document, from 1; None: the format has no pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,9 @@ class ChunkedDocument:
     """A parsed document as chunks in reading order. `problems`: see `ParsedDocument`."""
 
     title: str
+    """The document's title; "": none."""
     chunks: Sequence[Chunk]
+    """All chunks, in reading order."""
     problems: Sequence[str] = ()
 
 
@@ -76,11 +85,14 @@ class DocumentHeader:
     """
 
     document_id: str
+    """Id by which the document was ingested."""
     version: int
     content_hash: str
     title: str = ""
+    """The document's title; "": none."""
     source: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Values that questions may filter by, by name."""
     problems: Sequence[str] = ()
     hints: Mapping[str, str] = field(default_factory=dict)
 
@@ -90,7 +102,9 @@ class IndexedChunks:
     """Chunks with their vectors: row i of both arrays belongs to chunk i. `headings`: of each chunk's heading."""
 
     chunks: Sequence[Chunk]
+    """The chunks that the rows belong to."""
     bodies: Vectors
+    """Vectors of the chunks' texts, one row for each."""
     headings: Vectors
 
 
@@ -99,7 +113,9 @@ class IndexedDocument:
     """A version of a document with its chunks and their vectors."""
 
     header: DocumentHeader
+    """The version, without its chunks."""
     content: IndexedChunks
+    """The chunks of the version, and their vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +129,7 @@ class DocumentState:
     """
 
     document_id: str
+    """Id by which the document was ingested."""
     version: int
     state: State
     stage: str = ""
@@ -140,6 +157,7 @@ class Passage:
     """A chunk that answers a question. `score`: 0 to 1, comparable within one answer only."""
 
     document_id: str
+    """Id of the document that the passage is from."""
     version: int
     """Version of the document."""
     title: str

@@ -41,8 +41,11 @@ class Calendar(Recurrence, type="calendar"):
     tz: str = field(default="UTC", kw_only=True)
     starting: str | date = field(default="1973-01-01", kw_only=True)
     zone: tzinfo = field(init=False, repr=False, compare=False)
+    """Time zone that `tz` names."""
     second: int = field(init=False, repr=False, compare=False)
+    """`time` in seconds since midnight."""
     first: date = field(init=False, repr=False, compare=False)
+    """`starting` as a date."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

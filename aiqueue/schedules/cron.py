@@ -36,7 +36,9 @@ class Cron(Recurrence, type="cron"):
     line: str
     tz: str = "UTC"
     zone: tzinfo = field(init=False, repr=False, compare=False)
+    """Time zone that `tz` names."""
     fields: CronFields = field(init=False, repr=False, compare=False)
+    """Values that each field of `line` matches."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

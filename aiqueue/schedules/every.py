@@ -22,7 +22,9 @@ class Every(Recurrence, type="every"):
     interval: Duration
     starting: Time = 0.0
     interval_ms: int = field(init=False, repr=False, compare=False)
+    """`interval` in milliseconds."""
     anchor_ms: int = field(init=False, repr=False, compare=False)
+    """`starting` in milliseconds since the epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

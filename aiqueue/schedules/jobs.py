@@ -33,7 +33,9 @@ class Tick(NamedTuple):
     """A tick, as the function gets it that makes its message. `at`: seconds since the epoch."""
 
     tenant: str
+    """Tenant that the schedule belongs to."""
     schedule: str
+    """The schedule's id."""
     at: float
 
     @property

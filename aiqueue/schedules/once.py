@@ -14,6 +14,7 @@ class Once(Recurrence, type="once"):
 
     at: Time
     at_ms: int = field(init=False, repr=False, compare=False)
+    """`at` in milliseconds since the epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

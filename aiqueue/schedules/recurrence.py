@@ -68,8 +68,11 @@ class Recurrence(ABC):
     start: Time | None = field(default=None, kw_only=True)
     end: Time | None = field(default=None, kw_only=True)
     jitter_ms: int = field(init=False, repr=False, compare=False)
+    """`jitter` in milliseconds."""
     start_ms: int = field(init=False, repr=False, compare=False)
+    """`start` in milliseconds since the epoch."""
     end_ms: int = field(init=False, repr=False, compare=False)
+    """`end` in milliseconds since the epoch."""
 
     def __init_subclass__(cls, type: str, **rest: Any) -> None:  # noqa: A002  (what documents call it)
         super().__init_subclass__(**rest)

@@ -1,4 +1,4 @@
-"""The headers of jobs, mails and journal entries as schemas: the tables of docs/reference/wire-contract.md."""
+"""The headers of jobs, mails and journal entries as schemas: the tables of docs/reference/wire."""
 
 from __future__ import annotations
 

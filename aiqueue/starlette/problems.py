@@ -45,8 +45,10 @@ class HttpProblem(NamedTuple):
     """
 
     status: int
+    """Status code of the HTTP answer."""
     detail: str
     headers: Mapping[str, str]
+    """HTTP headers of the answer, such as Retry-After."""
     body: Mapping[str, Any] | None
 
 

@@ -30,11 +30,16 @@ class EnqueuedJob(Generic[M_co]):
     """A job that is stored, in its lane or parked. `due_at`: seconds since the epoch; None for a job in its lane."""
 
     message: M_co
+    """Message of the job, as its class."""
     id: str
+    """The job's id."""
     tenant: str
+    """Tenant that the job belongs to."""
     priority: str
+    """Priority of its lane."""
     due_at: float | None
     headers: Mapping[str, str]
+    """Headers that the caller has given to the job."""
 
 
 async def assert_enqueued(

@@ -20,14 +20,20 @@ class PerformedChild:
     """
 
     name: str
+    """Name of the child in its parent."""
     id: str
+    """The child's job id."""
     kind: str
+    """Kind of the child's message."""
     family: str
+    """Family of the child's kind."""
     priority: str
+    """Priority that the child is enqueued with."""
     data: dict[str, Any]
     delay_s: float | None = None
     deadline_s: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers that the handler has given to the child."""
 
     def message(self, model: type[M]) -> M:
         """Return the message as one of `model`. Raises DecodeError if it does not fit."""
@@ -59,9 +65,13 @@ class Performed(Generic[R_co]):
     """
 
     outcome: JobOutcome
+    """One of the words that are listed above."""
     job_id: str
+    """Id that the job had in this attempt."""
     kind: str
+    """Kind of the job's message."""
     attempt: int
+    """Number of the attempt, from 1."""
     after_s: float | None = None
     after_min_s: float | None = None
     reason: str = ""
@@ -76,7 +86,9 @@ class Performed(Generic[R_co]):
     children: tuple[PerformedChild, ...] = ()
     settled: float | None = None
     data: Any = None
+    """Result of the handler, as plain data."""
     model: type[Message[Any]] | None = None
+    """Class of the message; None for a handler for every kind."""
 
     @property
     def result(self) -> R_co:

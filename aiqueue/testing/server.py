@@ -37,7 +37,9 @@ class ServerAccount:
 
     url: str
     user: str
+    """User name to connect with."""
     password: str = field(repr=False)
+    """Password to connect with."""
 
     @property
     def address(self) -> tuple[str, int]:

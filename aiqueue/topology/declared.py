@@ -45,9 +45,12 @@ class Topology:
     """
 
     profile: str
+    """"single" for one server, "cluster" for three."""
     size: str
+    """"small", "medium" or "large"."""
     families: Mapping[str, Family] = field(hash=False)
     streams: Mapping[str, StreamSpec] = field(hash=False)
+    """Declared streams, by name."""
     stated: Stated[Sequence[str]] | None = field(default=None, hash=False)
     left_out: Sequence[str] = field(default=(), hash=False)
 

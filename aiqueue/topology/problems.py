@@ -18,7 +18,7 @@ from ..errors import AIQueueError
 from .declared import StreamSpec, lane_name
 from .streamfile import FATAL_FLAGS, NEWEST_ONLY, Role
 
-GUIDE = "docs/operations/troubleshooting.md"
+GUIDE = "docs/operations/copy-messages.md"
 SERVICE_CONSUMERS: Mapping[Role, str] = {"inbox": "router", "parked": "forwarder", "stranded": "sweeper"}
 TICKS_CONSUMERS = "ticks-"  # and the route: those whose workers make the jobs
 ROLES_WITH_CONSUMERS: tuple[Role, ...] = (

@@ -69,7 +69,13 @@ FIXED: dict[Role, dict[str, Any]] = {
     "api_keys": _BUCKET,
     "batches": _BUCKET,
     "audit": {"retention": "limits", "allow_direct": True, "deny_delete": True},
-    "metrics": _NEWEST | {"discard": "old", "allow_atomic": True, "allow_msg_counter": True},
+    "metrics": {
+        "retention": "limits",
+        "discard": "old",
+        "allow_direct": True,
+        "allow_atomic": True,
+        "allow_msg_counter": True,
+    },
 }
 NEWEST_ONLY: tuple[Role, ...] = (
     "presence", "limits", "usage", "recent", "rag", "schedules", "api_keys", "batches", "metrics",
@@ -106,7 +112,7 @@ DEFAULTS: dict[Role, dict[str, Any]] = {
     "api_keys": {},
     "batches": {},
     "audit": {},
-    "metrics": {},
+    "metrics": {"max_msgs_per_subject": 2},
 }
 # What the server repeats, so that all processes hear at once what one of them has stored.
 REPEATED: Mapping[Role, dict[str, Any]] = {
@@ -317,6 +323,8 @@ def _check_stream(role: Role, stream: Mapping[str, Any], place: Callable[[str], 
         refuse("republish", f"is computed for a stream with the role {role}; remove it")
     if stream.get("allow_msg_schedules") and stream.get("discard") == "new":
         refuse("allow_msg_schedules", 'cannot be combined with discard = "new": the server refuses it')
+    if role == "metrics" and stream["max_msgs_per_subject"] not in (1, 2):  # 1: of former versions
+        refuse("max_msgs_per_subject", "must be 2 for a metrics stream")
     for key, needed in FIXED[role].items():
         if stream[key] != needed:
             refuse(key, f"must be {json.dumps(needed)} for a {role} stream")

@@ -182,7 +182,7 @@ async def test_a_reason_that_cannot_be_known_in_time_is_left_out(
 async def test_without_the_rights_the_reason_is_left_out_and_nothing_is_logged(
     own_server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = ("a plain publisher of one tenant", "a producer with aiqueue", "if it waits for results")
+    rows = ("a plain publisher of one tenant", "a producer with aiqueue", "if the user waits for results")
     server: NatsProcess = own_server(
         f"authorization {{ users: [ {{ user: all, password: p }}, {user('less', *documented(*rows))} ] }}"
     )

@@ -79,7 +79,7 @@ def test_the_test_vector_of_the_wire_contract() -> None:
     found = id_of_key("https://example.com/reports/7?lang=de")
     assert found.id == "x6559fae42629ad1e04cee65b641f7d90b51cba3f"
     assert found.shown == "https%3A%2F%2Fexample.com%2Freports%2F7%3Flang%3Dde"
-    page = (ROOT / "docs/reference/wire-contract.md").read_text()
+    page = (ROOT / "docs/reference/wire/jobs.md").read_text()
     assert found.id in page
     assert found.shown in page
 

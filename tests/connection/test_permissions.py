@@ -372,10 +372,11 @@ def documented(*rows: str) -> tuple[list[str], list[str]]:
 
 
 ROWS = [
-    "a plain publisher of one tenant", "a producer with aiqueue", "if it delays jobs", "if it puts or reads documents",
-    "if it waits for results", "if it cancels jobs", "if it reruns", "if it pauses", "if it lists workers",
-    "if it asks [why jobs wait]", "if it lists jobs", "if it acts on", "if its acts are to be", "if it reads the audit",
-    "if it reads the [history]", "if it serves [metrics]",
+    "a plain publisher of one tenant", "a producer with aiqueue", "if the user delays jobs",
+    "if the user puts or reads documents", "if the user waits for results", "if the user cancels jobs",
+    "if the user reruns", "if the user pauses", "if the user lists workers", "if the user asks [why jobs wait]",
+    "if the user lists jobs", "if the user acts on", "if the user's acts are to be", "if the user reads the audit",
+    "if the user reads the [history]", "if the user serves [metrics]",
 ]  # fmt: skip
 
 
@@ -427,7 +428,7 @@ async def test_with_the_permissions_of_a_former_version_a_worker_runs_requests_a
 ) -> None:
     """Without those for limits, which gateway.requests did not have."""
     publish, subscribe = documented("a worker")
-    lists = [each for each in documented("if it pauses and resumes")[0] if "LIMITS" not in each]
+    lists = [each for each in documented("if the user pauses and resumes")[0] if "LIMITS" not in each]
     server = own_server(
         "authorization { users: [ { user: all, password: p }, "
         f"{user('less', lists, ['_INBOX.>'])}, {user('worker', publish, subscribe)} ] }}"
@@ -459,8 +460,8 @@ async def test_the_documented_permissions_of_limits_suffice(
     (tmp_path / "llm.toml").write_text(FAMILY)
     server = own_server(
         "authorization { users: [ { user: all, password: p }, "
-        f"{user('operator', *documented('if it pauses', 'if it sets [limits]', 'if it lists limits'))}, "
-        f"{user('worker', *documented('a worker', 'if it serves a family with a `limit_key`'))} ] }}"
+        f"{user('operator', *documented(ROWS[7], 'if the user sets [limits]', 'if the user lists limits'))}, "
+        f"{user('worker', *documented('a worker', 'if the worker serves a family with a `limit_key`'))} ] }}"
     )
 
     def connect(name: str) -> Client:
@@ -499,7 +500,7 @@ async def test_the_documented_permissions_of_usage_suffice(
     """Of an operator who lists usage, and of a worker that records calls and reserves from budgets."""
     server = own_server(
         "authorization { users: [ { user: all, password: p }, "
-        f"{user('operator', *documented('if it lists [usage]', 'if its acts are to be'))}, "
+        f"{user('operator', *documented('if the user lists [usage]', ROWS[12]))}, "
         f"{user('worker', *documented('a worker'))} ] }}"
     )
     async with aiqueue.connect(url=server.url, user="all", password="p") as every:
@@ -526,7 +527,8 @@ async def test_the_documented_permissions_of_api_keys_suffice(
 ) -> None:
     """Of an operator who adds, lists and revokes them, of a front that accepts them, and of a worker."""
     rows = {
-        "operator": "if it adds, lists or revokes [API keys]", "front": "if it accepts API keys", "worker": "a worker",
+        "operator": "if the user adds, lists or revokes [API keys]", "front": "if the user accepts API keys",
+        "worker": "a worker",
     }  # fmt: skip
     users_of = ", ".join(user(name, *documented(row)) for name, row in rows.items())
     server = own_server(f"authorization {{ users: [ {{ user: all, password: p }}, {users_of} ] }}")
@@ -562,8 +564,8 @@ async def test_the_documented_permissions_of_batches_suffice(
 ) -> None:  # fmt: skip
     """Of whoever creates, reads and cancels them, and of a gateway worker that runs them."""
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    maker = user("maker", *documented("if it uploads files and creates, reads or cancels [batches]"))
-    rows = "a worker", "if it serves a family with a `limit_key`", "if it runs [batches]"
+    maker = user("maker", *documented("if the user uploads files and creates, reads or cancels [batches]"))
+    rows = "a worker", "if the worker serves a family with a `limit_key`", "if the worker runs [batches]"
     worker = user("worker", *documented(*rows))
     server = own_server(f"authorization {{ users: [ {{ user: all, password: p }}, {maker}, {worker} ] }}")
     async with (
@@ -605,14 +607,19 @@ async def test_the_documented_permissions_of_retrieval_suffice(
 ) -> None:
     """Of a worker that ingests and answers, and cancels an answer in words that nobody gives; and of who asks it."""
     monkeypatch.setattr("aiqueue.rag.answering.LOOK_EVERY_S", 0.1)
-    rows = "a plain publisher", "a producer with aiqueue", "if it waits for results", "if it asks for the status of"
+    rows = (
+        "a plain publisher",
+        "a producer with aiqueue",
+        "if the user waits for results",
+        "if the user asks for the status of",
+    )
     publish, subscribe = documented(*rows)
     publish += [each.replace("agent.tasks", "rag.queries") for each in publish]
     publish = [each.replace("agent.tasks", "rag.ingest").replace("<tenant>", "acme") for each in publish]
     server = own_server(
         "authorization { users: [ { user: all, password: p }, "
         f"{user('asker', publish, subscribe)}, "
-        f"{user('worker', *documented('a worker', 'if it serves [documents]'))} ] }}"
+        f"{user('worker', *documented('a worker', 'if the worker serves [documents]'))} ] }}"
     )
     async with aiqueue.connect(url=server.url, user="all", password="p") as every:
         await create_streams(every)
@@ -660,10 +667,10 @@ async def test_the_documented_permissions_suffice_for_the_lanes_of_limited_keys(
     own_server: OwnServer, tmp_path: Path, may_look: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A producer of one tenant that lacks those to look stores its jobs in the ordinary lane, where they run too."""
-    rows = [*ROWS[:2], ROWS[4], *(["if its jobs of [limited keys]"] if may_look else [])]
+    rows = [*ROWS[:2], ROWS[4], *(["if the user's jobs of [limited keys]"] if may_look else [])]
     publish, subscribe = documented(*rows)
     publish = [each.replace("agent.tasks", keyed.FAMILY) for each in publish]
-    worker_may = documented("a worker", "if it serves a family")
+    worker_may = documented("a worker", "if the worker serves a family")
 
     server = own_server(
         "authorization { users: [ { user: all, password: p }, "

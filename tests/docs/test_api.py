@@ -10,7 +10,7 @@ from tools.docs import api, public
 from tools.docs.api import Group, Name
 
 
-def test_every_public_name_method_and_property_has_a_sentence_of_its_own() -> None:
+def test_every_public_name_method_property_and_field_has_a_sentence_of_its_own() -> None:
     assert len(public.names()) > 200
     assert api.gaps(public.names()) == []
 
@@ -20,6 +20,8 @@ class Documented:
     """A class for a test; `named` is said here."""
 
     field: int = 0
+    told: int = 0
+    """Number that a test reads."""
 
     def bare(self) -> None: ...
 
@@ -39,9 +41,9 @@ class Documented:
 class Undocumented: ...
 
 
-def test_a_name_method_or_property_without_a_sentence_is_found() -> None:
+def test_a_name_method_property_or_field_without_a_sentence_is_found() -> None:
     found = [Name("m", "Documented", Documented, Documented.__doc__ or ""), Name("m", "Undocumented", Undocumented, "")]
-    assert api.gaps(found) == ["m.Documented.bare", "m.Documented.fast", "m.Undocumented"]
+    assert api.gaps(found) == ["m.Documented.bare", "m.Documented.fast", "m.Documented.field", "m.Undocumented"]
 
 
 def test_every_public_name_of_a_public_module_is_on_a_page() -> None:

@@ -13,14 +13,13 @@ from aiqueue.topology.declared import Topology
 
 from ..support import ROOT
 
-PAGE = (ROOT / "docs/guides/gateway.md").read_text()
 PAGES = [
     ROOT / "docs" / each for each in ("get-started/first-gateway.md", "guides/gateway-config.md", "guides/gateway.md")
 ]
 FILES = [
     file for page in PAGES for file in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 ]
-ERRORS = PAGE.partition("\n## When a call fails\n")[2].partition("\n## ")[0]
+ERRORS = (ROOT / "docs/guides/gateway-failures.md").read_text()
 ROWS = [(told, then) for told, then in re.findall(r"^\| (.+) \| (.+) \|$", ERRORS, re.MULTILINE)]
 STATUSES = [(int(number), told, then) for told, then in ROWS for number in re.findall(r"\b[345]\d\d\b", told)]
 

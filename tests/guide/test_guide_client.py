@@ -73,8 +73,9 @@ def test_the_guide_is_the_one_that_users_have() -> None:
     assert sum(block.count("await nats_client.") for block in blocks()) == 9
 
 
-def test_the_page_of_the_guide_shows_every_block_as_it_stands() -> None:
-    page = (ROOT / "docs/guides/integration-guide.md").read_text()
+def test_the_pages_of_the_guide_show_every_block_as_it_stands() -> None:
+    names = ("integration-guide", "integration-messages", "integration-requests")
+    page = "".join((ROOT / f"docs/guides/{name}.md").read_text() for name in names)
     guide, service, rest = page.partition("## Run as a service")
     assert service
     guide += rest.partition("\n## ")[2]  # the program of that section is ours: see tests/bus/test_service.py

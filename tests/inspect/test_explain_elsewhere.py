@@ -152,7 +152,7 @@ async def test_no_worker_has_taken_its_tick(client: aiqueue.Client, why: Why) ->
 
 
 async def test_what_this_user_may_not_read_is_named_as_not_known(own_server: Any) -> None:
-    rows = ("a plain publisher of one tenant", "a producer with aiqueue", "if it waits for results")
+    rows = ("a plain publisher of one tenant", "a producer with aiqueue", "if the user waits for results")
     publish, subscribe = documented(*rows)
     publish = [each for each in publish if each != "$JS.API.DIRECT.GET.>"]
     read = ("AI_RESULTS", "AI_AGENT_TASKS", "AI_PARKED", "AI_DEAD", "AI_CHECKPOINTS")

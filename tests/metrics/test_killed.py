@@ -19,6 +19,7 @@ from ..support import create_streams, eventually
 from ..worker.test_kill import APP, Sleep, WorkerPool
 
 FAMILIES = ["agent.tasks"]
+KINDS = [f"k{n}" for n in range(40)]
 QUICKLY = """
     from aiqueue.metrics import flusher
 
@@ -162,3 +163,64 @@ async def flush_under_kills(client: aiqueue.Client, kill: Callable[[aiqueue.Clie
     assert seen == sorted(seen)
     assert added - kills * len(flushers) <= count <= added
     assert count >= seen[-1]  # nothing may have been added after the last kill
+
+
+@pytest.mark.timeout(240)
+async def test_a_flush_that_a_kill_of_the_server_cuts_in_two_breaks_no_counter_for_good(
+    own_server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server stores the rest of the flush when it starts again, without the sums: which it says in its log."""
+    server, stored = own_server(), 0
+
+    def take() -> dict[tuple[str, str, str], Counts]:
+        nonlocal stored
+        stored += 1
+        return {("agent.tasks", "acme", kind): _one_done() for kind in KINDS}
+
+    async with aiqueue.connect(server.url, user=server.user, password=server.password, families=FAMILIES) as client:
+        await provision.apply(client.connection, client.topology)
+        flusher, values = Flusher(client.connection, client.topology, FAMILIES, take), dict.fromkeys(KINDS, 0)
+        for _ in range(60):
+            flushing = asyncio.create_task(_flush_often(flusher))
+            await asyncio.sleep(0.1 + 0.1 * random.random())
+            server.kill()
+            flushing.cancel()
+            await asyncio.wait([flushing])
+            server.start()
+            before, values = values, await _done_by_kind(client)
+            assert all(values[kind] >= before[kind] for kind in KINDS)  # also before it is mended
+            if "Restoring partial batch write" in server.log.read_text():
+                break
+        else:
+            pytest.fail("no kill of the server has cut a flush in two")
+        with caplog.at_level("INFO", "aiqueue.metrics"):
+            await flusher.flush()  # the one in doubt
+            await flusher.flush()
+        assert not flusher._sealed
+        assert await _done_by_kind(client) == dict.fromkeys(KINDS, stored)
+        assert "of the history that a crash of the server had broken" in caplog.text
+
+
+def _one_done() -> Counts:
+    counts = Counts()
+    counts.done = 1
+    counts.add_run(random.random())
+    return counts
+
+
+async def _flush_often(flusher: Flusher) -> None:
+    while True:
+        await flusher.flush()
+
+
+async def _done_by_kind(client: aiqueue.Client) -> dict[str, int]:
+    """As they are once the connection is up again."""
+    found = History(client.connection, client.topology, "total", since_s=0)
+    while True:
+        try:
+            await found.update()
+        except Unavailable:
+            await asyncio.sleep(0.05)
+        else:
+            sums = dict(found.totals())
+            return {kind: sums["agent.tasks", kind].done if ("agent.tasks", kind) in sums else 0 for kind in KINDS}

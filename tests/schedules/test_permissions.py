@@ -18,9 +18,9 @@ from ..support import create_streams, eventually
 from .chain import Task, schedules_of, spec
 
 LISTS, ADDS, DOCTOR = (
-    "if it lists [schedules]",
-    "if it adds, changes or pauses [schedules]",
-    "if it runs `aiqueue doctor`",
+    "if the user lists [schedules]",
+    "if the user adds, changes or pauses [schedules]",
+    "if the user runs `aiqueue doctor`",
 )
 OPTIONAL = "$JS.API.STREAM.PURGE.AI_TICKS", "$JS.API.STREAM.INFO.KV_AI_SCHEDULES"
 

@@ -488,7 +488,7 @@ def test_children_of_a_scheduled_job_have_its_schedule_and_tick() -> None:
 
 async def test_the_documented_permissions_suffice(own_server: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A worker's, and those of a user who does everything with schedules and nothing else."""
-    rows = documented("if it adds, changes or pauses [schedules]", "if it runs or backfills schedules")
+    rows = documented("if the user adds, changes or pauses [schedules]", "if the user runs or backfills schedules")
     server = own_server(
         "authorization { users: [ { user: all, password: p }, "
         f"{user('less', *rows)}, {user('worker', *documented('a worker'))} ] }}"

@@ -105,7 +105,7 @@ def test_a_family_of_ones_own_is_described_too(streams: Path) -> None:
 
 def _table(section: str) -> set[str]:
     """The names in the first column of a section's first table in the wire contract."""
-    page = (ROOT / "docs/reference/wire-contract.md").read_text()
+    page = "".join(each.read_text() for each in ROOT.glob("docs/reference/wire/*.md"))
     rows = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     table = rows[rows.index("|---") :].partition("\n\n")[0]
     return {name for row in table.splitlines()[1:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
@@ -126,7 +126,7 @@ def test_the_headers_are_those_of_the_wire_contract(document: Any) -> None:
 
 
 def test_each_event_of_a_journal_has_a_message(document: Any) -> None:
-    page = (ROOT / "docs/reference/wire-contract.md").read_text().partition("\n## Journals\n")[2]
+    page = (ROOT / "docs/reference/wire/journals.md").read_text()
     events = re.findall(r"^\| `(\w+)` \| ", page.partition("\n| event | body |")[2].partition("\n\n")[0], re.MULTILINE)
     messages = document["components"]["messages"]
     assert {each for each in events if each != "result"} == {

@@ -120,6 +120,16 @@ class TestBundled:
         error = refusal(f"role = 'parked'\n[stream]\nname = 'A'\n{limit}")
         assert error.key in (f"stream.{limit.split(maxsplit=1)[0]}", "stream.allow_msg_schedules")
 
+    def test_counters_keep_their_former_value_unless_a_file_of_a_former_version_says_otherwise(self) -> None:
+        assert Topology.load().metrics_stream.config["max_msgs_per_subject"] == 2
+        file = "role = 'metrics'\n[stream]\nname = 'M'\nmax_msgs_per_subject = {}"
+        others = [each for each in bundled() if each[0] != "metrics.toml"]
+        former = Topology.build([*others, ("metrics.toml", file.format(1))])
+        assert former.metrics_stream.config["max_msgs_per_subject"] == 1
+        for wrong in (-1, 3):
+            error = refusal(file.format(wrong))
+            assert (error.key, error.problem) == ("stream.max_msgs_per_subject", "must be 2 for a metrics stream")
+
     def test_dead_and_journal_streams_can_be_read_without_consumers(self) -> None:
         topology = Topology.load()
         assert topology.dead_stream.config["subjects"] == ["ai.dead.*.*.*.*"]

@@ -181,6 +181,6 @@ def test_a_job_that_waits_for_space_for_its_dead_letter_keeps_any_reason_that_it
 
 
 def test_the_wire_contract_names_each_reason_of_a_dead_letter() -> None:
-    text = (ROOT / "docs/reference/wire-contract.md").read_text()
+    text = (ROOT / "docs/reference/wire/parked.md").read_text()
     (row,) = [line for line in text.splitlines() if line.startswith("| `Aiq-Reason` |")]
     assert {each for each in REASONS if f"`{each}`" not in row} == set()

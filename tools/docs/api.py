@@ -128,13 +128,12 @@ def _fields(kind: type[Any]) -> list[str]:
 
 
 def gaps(names: Sequence[Name]) -> list[str]:
-    """Name each public name, method and property that has no sentence of its own."""
+    """Name each public name, method, property and field that has no sentence of its own."""
     found = []
     for each in names:
         if not is_sentence(first_sentence(each.text), each.name):
             found.append(each.path)
-        own = [one for one in members(each.thing) if not one.is_field]
-        found += [f"{each.path}.{one.name}" for one in own if not is_sentence(one.text, one.name)]
+        found += [f"{each.path}.{one.name}" for one in members(each.thing) if not is_sentence(one.text, one.name)]
     return found
 
 

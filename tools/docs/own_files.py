@@ -136,7 +136,7 @@ def render_streams() -> str:
         ),
     }
     opening = (
-        f"How the files are found, and an example of one: [streams]({links.CONFIGURATION}#streams). Each file "
+        f"How the files are found, and an example of one: [streams]({links.FAMILIES}#streams). Each file "
         "`*.toml` in the directory of the setting `streams` declares one stream. An error names the file and the "
         "key. A "
         'duration is a text such as `"30s"`; a size is a number of bytes or a text such as `"1GiB"`.'

@@ -18,9 +18,9 @@ from .sentences import attribute_sentences, is_sentence
 PREFIX = "AIQUEUE_"
 _MORE_OF: Mapping[str, str] = {
     "url": "`NATS_URL` is read, too, if `AIQUEUE_URL` is not set.",
-    "size": f"See [sizes]({links.CONFIGURATION}#sizes).",
-    "families": f"See [families]({links.CONFIGURATION}#families).",
-    "overlay": f"See [overlay]({links.CONFIGURATION}#overlay).",
+    "size": f"See [sizes]({links.FAMILIES}#sizes).",
+    "families": f"See [families]({links.FAMILIES}#families).",
+    "overlay": f"See [overlay]({links.FAMILIES}#overlay).",
     "claim_check": f"See [documents]({links.DOCUMENTS}).",
     "generation": f"See [rolling deploys]({links.SCHEDULES}#rolling-deploys).",
     "embedded": f"See [the embedded server]({links.CONFIGURATION}#the-embedded-server).",

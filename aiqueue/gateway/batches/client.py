@@ -178,8 +178,8 @@ class Batches:
         return await end_without_job(self._client, self._store, batch, may_be_lost=quiet_s >= QUIET_S)
 
     async def batches(self, tenant: str | None) -> list[RequestBatch]:
-        """Return all batches of a tenant, or of all tenants (None), the newest first. Ended ones are kept as long as
-        their files.
+        """Return all batches of a tenant, or of all tenants (None), the newest first. Ended ones are kept for as long
+        as their files.
         """
         found = await self._read_all("batch", tenant, _parse)
         return sorted(found, key=lambda each: (each.created_at, each.id), reverse=True)

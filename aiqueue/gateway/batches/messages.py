@@ -14,4 +14,5 @@ class GatewayBatch(Message[dict[str, Any]], kind="gateway.batch", family="gatewa
     """A batch that is to be run: what it asks for stands in the bucket. `input`: held for as long as the job exists."""
 
     batch_id: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    """Id of the batch, which is the id of its job."""
     input: Document

@@ -30,10 +30,15 @@ class BatchQuotas:
     """
 
     file_bytes: int = 200 * 1024 * 1024
+    """Maximum of bytes of one file."""
     files: int = 1_000
+    """Maximum of files of a tenant."""
     total_bytes: int = 2 * 1024**3
+    """Maximum of bytes of all files of a tenant together."""
     lines: int = 50_000
+    """Maximum of lines of one batch."""
     batches: int = 20
+    """Maximum of batches of a tenant that have not ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +46,21 @@ class BatchFile:
     """A file of a tenant. Its bytes are a document. Times: seconds since the epoch."""
 
     id: str
+    """The file's id, such as in `input_file_id`."""
     tenant: str
+    """Tenant that the file belongs to."""
     filename: str
+    """Name that the uploader has given."""
     size: int
+    """How many bytes the file has."""
     sha256: str
+    """Hash of the bytes, in hexadecimal digits."""
     purpose: str
+    """"batch" for an input, "batch_output" for an output."""
     created_at: int
+    """When the file was stored."""
     expires_at: int
+    """When the file is deleted."""
 
     @property
     def document(self) -> Document:
@@ -95,8 +108,9 @@ class RequestBatch:
 
     - `input`: SHA-256 and size of the input. `models`: that it may call; None: all. `headers`: of its lines' jobs.
     - `times`: by OpenAI's names, such as ``in_progress_at``.
-    - `total`, `completed`, `failed`: lines. `stopped`: those of the failed ones that were not called, because the batch
-      was cancelled or has expired. `usage`: tokens of prompts, cached ones, completions, and those of reasoning.
+    - `total`, `completed`, `failed`: numbers of lines. `stopped`: those of the failed ones that were not called,
+      because the batch was cancelled or has expired. `usage`: tokens of prompts, cached ones, completions, and
+      those of reasoning.
     - `month`: of the budget in which the batch has reserved `reserved_micros` for its lines; "": it has not.
     - `owner`: the execution that writes. `line`, `offset`: all lines up to this number, and byte, are in the parts.
       `done`: ranges of numbers above `line` that are in them, too. `sent`: no line above it has a job.
@@ -106,20 +120,31 @@ class RequestBatch:
     """
 
     id: str
+    """The batch's id."""
     tenant: str
+    """Tenant that the batch belongs to."""
     endpoint: str
+    """Path of OpenAI's API that each line calls, such as /v1/embeddings."""
     input_file_id: str
+    """Id of the file with the requests."""
     input: Part
     completion_window: str
+    """Within which time the batch ends, "24h"."""
     created_at: int
+    """When the batch was created."""
     expires_at: int
+    """When the batch ends, even if lines are left."""
     status: Status = "validating"
+    """How far the batch is, in OpenAI's words, such as "in_progress"."""
     metadata: dict[str, str] | None = None
+    """Texts of the caller, by name; None: none."""
     models: tuple[str, ...] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     output_keep_s: int
+    """How long the output files are kept, in seconds."""
     times: dict[str, int] = field(default_factory=dict)
     problems: tuple[LineProblem, ...] = ()
+    """Why the batch was refused or has failed."""
     total: int = 0
     completed: int = 0
     failed: int = 0
@@ -135,7 +160,9 @@ class RequestBatch:
     output: tuple[Part, ...] = ()
     error_output: tuple[Part, ...] = ()
     output_file_id: str | None = None
+    """Id of the file with the answers; None: there is none yet."""
     error_file_id: str | None = None
+    """Id of the file with the errors; None: there is none."""
     failed_run: int = 0
     seq: int = 0
     written_at: float = 0.0

@@ -82,8 +82,8 @@ class BatchStore:
         await self._write(self._subject(what, tenant, key), b"", expected, fields)
 
     async def read(self, what: What, tenant: str | None) -> AsyncIterator[KeptDocument]:
-        """Yield what is kept for a tenant, or for all (None), in the order of writes. What cannot be read is left out,
-        and logged.
+        """Yield what is kept for a tenant, or for all (None), in the order of writes. What cannot be read is logged,
+        and left out.
 
         One server of a cluster may be behind. Raises NotFound, Unavailable, AccessDenied.
         """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from nats.aio.msg import Msg
@@ -48,10 +48,12 @@ async def cap_raised(client: aiqueue.Client, jobs: int) -> AsyncIterator[None]:
         await provision.apply(client.connection, topology)
 
 
-async def pour(client: aiqueue.Client, jobs: int) -> None:
+async def pour(
+    client: aiqueue.Client, jobs: int, more_headers: Callable[[int], Mapping[str, str]] | None = None
+) -> None:
     """Store so many jobs more, as fast as a plain client can: one future for many acknowledgements.
 
-    Raises RuntimeError where one was refused.
+    `more_headers`: what else a job has, by its number. Raises RuntimeError where one was refused.
     """
     raw = await raw_client(client)
     sent = acked = 0
@@ -71,6 +73,8 @@ async def pour(client: aiqueue.Client, jobs: int) -> None:
     try:
         for i in range(jobs):
             subject, body, told = raw_job(i)
+            if more_headers is not None:
+                told |= more_headers(i)
             await raw.publish(subject, body, inbox, told)
             sent += 1
             if sent - acked >= UNDER_WAY_MAX:

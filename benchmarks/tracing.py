@@ -1,18 +1,16 @@
-"""What tracing costs a job: CPU of a worker that drains no-op jobs, traced and not, in turn within each round.
+"""What tracing costs a job: CPU of a worker that drains no-op jobs, traced and not, in slices of a run (see `slices`).
 
 - off: the client has no provider of tracers.
 - 0 %: it has the SDK's, with the batch processor and an exporter that drops spans; no job begins a trace.
-- 1 %: the same, and one job in a hundred begins a trace.
-- off, headers; 1 %, headers: each job has a `traceparent`, one in a hundred of them sampled.
+- 1 %: the same, and one job in a hundred begins a trace; with metrics: its jobs are counted, too.
+- headers: each job has a `traceparent`, one in a hundred of them sampled.
 - 100 %: each job begins a trace.
 
-CPU of the whole process, from the first handler to the last. What tracing adds is the median over pairs of neighbouring
-drains: whatever else the machine does adds to both. An enqueue is measured the same way, one after the other.
+An enqueue is measured without slices, one after the other.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import secrets
 import statistics
@@ -21,20 +19,18 @@ from typing import Any
 
 import aiqueue
 
-from .common import Noop, empty, message, raw_client, raw_job
+from . import slices
+from .common import empty, message
+from .slices import OFF, OFF_AGAIN, Side
 
-WITHIN_S = 600.0  # of one drain: whatever else the machine does may hold it up
 LIMIT_US = 2.0  # of 1 % above off
-SIDES: dict[str, tuple[float | None, bool]] = {  # the ratio (None: no provider), and whether jobs have headers
-    "off": (None, False),
-    "0 %": (0.0, False),
-    "1 %": (0.01, False),
-    "off, headers": (None, True),
-    "1 %, headers": (0.0, True),
-    "100 %": (1.0, False),
-}
+SIDES = (
+    OFF, OFF_AGAIN, Side("0 %", ratio=0.0), Side("1 %", ratio=0.01), Side("1 % and metrics", metrics=True, ratio=0.01),
+)  # fmt: skip
+WITH_HEADERS = (Side("off, headers"), Side("1 %, headers", ratio=0.0))
+ALL = (OFF, Side("100 %", ratio=1.0))
+ENQUEUED = {"off": None, "1 %": 0.01, "100 %": 1.0}  # by the ratio
 ENQUEUES = 1_000
-PARTS = 5  # of a round: many short ones, because a busy machine changes from one minute to the next
 
 
 class Dropping:
@@ -54,42 +50,6 @@ def provider() -> Any:
     return made
 
 
-async def fill(client: aiqueue.Client, jobs: int, *, with_headers: bool) -> None:
-    """Store a backlog of jobs as aiqueue writes them; `with_headers`: of traces, one in a hundred sampled."""
-    await empty(client)
-    raw = await raw_client(client)
-    js = raw.jetstream(publish_async_max_pending=1_000)
-    for i in range(jobs):
-        subject, data, told = raw_job(i)
-        if with_headers:
-            told["traceparent"] = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-0{int(i % 100 == 0)}"
-        await js.publish_async(subject, data, headers=told)
-    await js.publish_async_completed()
-    await raw.close()
-
-
-async def drain_us(client: aiqueue.Client, jobs: int) -> float:
-    """CPU of this process, in µs a job, from the first handler to the last."""
-    begun = ended = 0.0
-    done = 0
-    finished = asyncio.Event()
-    worker = aiqueue.Worker(concurrency=100)
-
-    @worker.handle(Noop, result=False)
-    async def noop(job: aiqueue.Job[Noop]) -> None:
-        nonlocal begun, ended, done
-        done += 1
-        if done == 1:
-            begun = time.process_time()
-        elif done == jobs:
-            ended = time.process_time()
-            finished.set()
-
-    async with worker.running(client), asyncio.timeout(WITHIN_S):
-        await finished.wait()
-    return (ended - begun) / (jobs - 1) * 1e6
-
-
 async def enqueue_us(client: aiqueue.Client) -> float:
     """CPU of this process, in µs an awaited enqueue."""
     begun = time.process_time()
@@ -102,26 +62,29 @@ async def enqueue_us(client: aiqueue.Client) -> float:
 
 async def run(client: aiqueue.Client, *, rounds: int, jobs: int) -> str:
     """The figures of all sides."""
-    settings, made = client.connection.settings, provider()
-    drains: dict[str, list[float]] = {name: [] for name in SIDES}
-    enqueues: dict[str, list[float]] = {name: [] for name in ("off", "1 %", "100 %")}
-    for number in range(PARTS * rounds):
-        sides = list(SIDES)
-        for name in sides[number % len(sides) :] + sides[: number % len(sides)]:
-            ratio, with_headers = SIDES[name]
+    settings, made, size = client.connection.settings, provider(), jobs // 12
+    enqueues: dict[str, list[float]] = {name: [] for name in ENQUEUED}
+    for _ in range(rounds):
+        for name, ratio in ENQUEUED.items():
             traces: Any = "off" if ratio is None else "auto"
             options = settings.with_arguments(traces=traces, trace_ratio=ratio or 0.0)
-            await fill(client, jobs // PARTS, with_headers=with_headers)
             async with aiqueue.connect(settings=options, tracer_provider=made) as traced:
-                drains[name].append(await drain_us(traced, jobs // PARTS))
-                if name in enqueues and number % PARTS == 0:
-                    enqueues[name].append(await enqueue_us(traced))
-    lines = [f"{name}: {_shown(found)} a job drained" for name, found in drains.items()]
+                enqueues[name].append(await enqueue_us(traced))
+    drained = [
+        await slices.measure(client, SIDES, blocks=20 * rounds, jobs=size, provider=made),
+        await slices.measure(
+            client, WITH_HEADERS, blocks=10 * rounds, jobs=size, provider=made, more_headers=trace_header
+        ),
+        await slices.measure(client, ALL, blocks=2 * rounds, jobs=size, provider=made),
+    ]
+    lines = [line for each in drained for line in each.lines()]
     lines += [f"{name}: {_shown(found)} an enqueue" for name, found in enqueues.items()]
-    for off, on in (("off", "0 %"), ("off", "1 %"), ("off, headers", "1 %, headers"), ("off", "100 %")):
-        added = [more - less for more, less in zip(drains[on], drains[off], strict=True)]
-        lines.append(f"{on} adds {statistics.median(added):.2f} µs a job to {off} (median of {len(added)} pairs)")
     return "\n".join([*lines, f"(1 % may add {LIMIT_US} at most)"])
+
+
+def trace_header(i: int) -> dict[str, str]:
+    """That of a job, by its number."""
+    return {"traceparent": f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-0{int(i % 100 == 0)}"}
 
 
 def _shown(found: list[float]) -> str:

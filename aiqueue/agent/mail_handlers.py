@@ -30,7 +30,7 @@ from ..logs import running_job
 from ..mailbox import BOUNCE, Envelope, Mail, ReplySender
 from ..payload import parse_message
 from ..topology import Family
-from ..tracing import TRACEPARENT, TRACESTATE, Tracing, is_sampled, names, read_parent
+from ..tracing import TRACEPARENT, TRACESTATE, Tracing, bounded_all, is_sampled, names, read_parent
 from .reply_waiter import raw_job_of
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,13 @@ class MailCall:
         self.task: asyncio.Task[None] | None = None
         self.limit: Limit | None = None
         self.mail: Mail[Any] | None = None
+
+    @property
+    def outcome_within_limit(self) -> Outcome | None:
+        """The outcome, which is a timeout if that was over by then."""
+        if self.limit is not None and self.limit.expired and self.handler is not None:
+            return attempt.timeout_outcome(self.handler.timeout_s)
+        return self.outcome
 
 
 class MailHandlers:
@@ -110,13 +117,11 @@ class MailHandlers:
 
     def end(self, call: MailCall) -> Outcome:
         """Return the outcome of a call whose task has ended. What this returns repeats no secret of the mail."""
-        outcome = call.outcome
+        outcome = call.outcome_within_limit
         if call.mail is not None:
             call.mail.is_abandoned = True  # where its function is still in a thread
         if call.limit is not None:
             self._limits.stop(call.limit)
-            if call.limit.expired and call.handler is not None:
-                outcome = attempt.timeout_outcome(call.handler.timeout_s)
         if outcome is None:  # cancelled before its first step
             outcome = attempt.outcome_of_error(asyncio.CancelledError(), {})
         return self._redact(call, outcome)
@@ -195,22 +200,19 @@ class MailHandlers:
             parent=read_parent(headers.find(mail.headers, TRACEPARENT) or ""),
             tracestate=headers.find(mail.headers, TRACESTATE) or "",
             run=f"{self._family.name} {mail.id} {self._agent}",
-            attributes={
+            attributes=bounded_all({
                 names.MESSAGE_ID: mail.id, names.KIND: mail.kind, names.ATTEMPT: mail.attempt,
                 names.CONVERSATION_ID: mail.conversation, names.AGENT_NAME: self._agent,
-            },
+            }),
         )  # fmt: skip
-        if started is None:
-            await self._run(call, handler, mail)
-            return
         with started:
             await self._run(call, handler, mail)
-            outcome = call.outcome
+            outcome = call.outcome_within_limit
             started.set(names.OUTCOME, "done" if isinstance(outcome, Returned) else type(outcome).__name__.lower())
             if isinstance(outcome, Raised | Refused):
                 masked = self._redact(call, outcome)
                 assert isinstance(masked, Raised | Refused)
-                started.fail(masked.error.partition(":")[0][:128], masked.error)
+                started.fail(masked.error_type, masked.error)
 
 
 def _is_traced(tracing: Tracing, mail: Mail[Any]) -> bool:

@@ -212,4 +212,4 @@ def unknown_kind_outcome(raw: RawJob, decoded: DecodedJob) -> Unknown:
 
 def timeout_outcome(timeout_s: float | None) -> Raised:
     """Return the outcome of an attempt that was ended by its handler's timeout."""
-    return Raised(f"timed out after {timeout_s:g} s", "")
+    return Raised(f"timed out after {timeout_s:g} s", "", error_type="timeout")

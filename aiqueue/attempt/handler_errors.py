@@ -7,6 +7,7 @@ import inspect
 import logging
 import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pydantic
@@ -56,9 +57,10 @@ def outcome_of_error(error: BaseException, on: _Policies | None = None) -> Outco
     Raises nothing: where the error's own code fails, such as its `__str__`, the attempt has failed.
     """
     try:
-        return _judge(error, on or {})
+        outcome = _judge(error, on or {})
     except Exception as fault:  # noqa: BLE001  (the error's class is the user's)
-        return Raised(f"{_name(error)}: (the error cannot be read: {_name(fault)})", "")
+        outcome = Raised(f"{_name(error)}: (the error cannot be read: {_name(fault)})", "")
+    return replace(outcome, error_type=_name(error)) if isinstance(outcome, Raised | Refused) else outcome
 
 
 def _judge(error: BaseException, on: _Policies) -> Outcome:

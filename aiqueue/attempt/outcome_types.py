@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from .. import codec
@@ -26,7 +26,8 @@ class Raised:
 
     `after_s`: how long the handler asked to wait before the next attempt. `rule`: the number of the policy in the
     handler's `on` that the error met. None: neither; the handler's `retry` decides. `pauses_key`: the handler asked
-    that no job of its key starts for `after_s` seconds, which are above 0 then.
+    that no job of its key starts for `after_s` seconds, which are above 0 then. `error_type`: the class of the
+    exception, or `timeout`; "" for what is neither.
     """
 
     error: str
@@ -34,6 +35,7 @@ class Raised:
     after_s: float | None = None
     rule: int | None = None
     pauses_key: bool = False
+    error_type: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,14 @@ class Refused:
     """No attempt can succeed: the job becomes a dead letter. `reason` is one word for programs, `error` one line.
 
     `holds_id`: False if another run holds the job id, in a family with `claim`: the journal is that run's, and says
-    nothing about this one.
+    nothing about this one. `error_type`: as in `Raised`.
     """
 
     reason: str
     error: str
     trace: str = ""
     holds_id: bool = True
+    error_type: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,8 @@ class Client(LookCalls, OperatorCalls):
             await producer.close()
         if connection is not None:
             await connection.close()
+        if self.tracing is not None:
+            self.tracing.late_spans.make()
         await self._release()
 
     def forget_after_fork(self) -> list[Any]:

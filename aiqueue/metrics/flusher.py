@@ -231,7 +231,10 @@ class Flusher:
     async def _send_all(self) -> None:
         while self._sealed:
             flush = self._sealed[0]
-            if flush.is_old and not await self._is_still_missing():
+            if flush.is_old and (missing := await self._is_still_missing()) is not True:
+                if missing is None:
+                    self._drop_flush()
+                    continue
                 self._stored += 1
             else:
                 await self._send_mended(flush)
@@ -280,7 +283,18 @@ class Flusher:
         finally:
             connection.optional -= 1
 
-    async def _is_still_missing(self) -> bool:
-        """Return whether the flush in doubt is not stored: so says the counter of this run's flushes."""
-        stored = await self._connection.last(self._stream, metric_subjects.flush(self._run))
+    async def _is_still_missing(self) -> bool | None:
+        """Return whether the flush in doubt is not stored: so says the counter of this run's flushes. None: the worker
+        may not read it, and gives this flush up.
+        """
+        self._connection.optional += 1
+        try:
+            stored = await self._connection.last(self._stream, metric_subjects.flush(self._run))
+        except AccessDenied as error:
+            if "lookup" not in self._logged:
+                self._logged.add("lookup")
+                log.warning("a flush of counts without an answer is given up, as nobody may look it up: %s", error)
+            return None
+        finally:
+            self._connection.optional -= 1
         return stored is None or int(json.loads(stored.data)["val"]) <= self._stored

@@ -5,9 +5,21 @@ of its exporter is logged and never raised. Not here: what the spans are around.
 """
 
 from . import names
+from .attribute_values import bounded_all
 from .finding import find_tracing
 from .trace_context import TRACEPARENT, TRACESTATE, Parent, is_sampled, read_parent
-from .tracing import NOT_SENT, NOT_TRACED, NotTraced, OpenSpan, Sending, Tracing, received_trace, running_tracing, span
+from .tracing import (
+    NOT_SENT,
+    NOT_TRACED,
+    NotTraced,
+    OpenSpan,
+    Sending,
+    Tracing,
+    handler_span,
+    received_trace,
+    running_tracing,
+    span,
+)  # fmt: skip
 
 __all__ = [
     "NOT_SENT",
@@ -19,7 +31,9 @@ __all__ = [
     "Parent",
     "Sending",
     "Tracing",
+    "bounded_all",
     "find_tracing",
+    "handler_span",
     "is_sampled",
     "names",
     "read_parent",

@@ -31,6 +31,7 @@ MESSAGE_ID: Final = "messaging.message.id"
 CONVERSATION_ID: Final = "messaging.message.conversation_id"
 BATCH_COUNT: Final = "messaging.batch.message_count"
 ERROR_TYPE: Final = "error.type"
+OTHER_ERROR: Final = "_OTHER"  # a failure without a name
 
 # -- gen_ai
 

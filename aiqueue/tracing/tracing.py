@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
-import threading
 import zlib
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
@@ -15,6 +14,8 @@ from typing import Any, Final, Protocol, Self
 from ..headers import find
 from . import names
 from .attribute_values import bounded, bounded_all
+from .late_span import LateSpan, LateSpans
+from .made_ids import MadeIds
 from .trace_context import (
     TRACEPARENT,
     TRACESTATE,
@@ -57,16 +58,8 @@ class OpenSpan:
         self._token: Token[Any] | None = None
         self._was_running: Token[Tracing | None] | None = None
         self._late: dict[str, Any] = {}
+        self.error_type = ""  # of an attempt that has raised, until it is known what becomes of its job
         self._has_failed = False
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether the span is kept: a sampler of the program's own may have decided otherwise."""
-        try:
-            return bool(self._span.is_recording())
-        except Exception as error:  # noqa: BLE001  (the provider is not ours)
-            self._tracing.log_fault(error)
-            return False
 
     def set(self, name: str, value: Any) -> None:
         """Set an attribute, at the span's end. None is left out."""
@@ -78,27 +71,43 @@ class OpenSpan:
         self._tracing.guard(self._span.update_name, name)
 
     def fail(self, error_type: str, text: str = "") -> None:
-        """Note that what the span is of has failed. `text`: without secrets."""
+        """Note that what the span is of has failed. `error_type`: "" if there is no name for it. `text`: without
+        secrets.
+        """
         self._has_failed = True
-        self.set(names.ERROR_TYPE, error_type)
+        self.set(names.ERROR_TYPE, error_type or names.OTHER_ERROR)
         self._tracing.guard(self._tracing.set_failed, self._span, text)
 
     def end(self, error: BaseException | None = None) -> None:
         """End the span, which has failed if there is an error."""
         if isinstance(error, Exception | SystemExit | KeyboardInterrupt) and not self._has_failed:
             self.fail(type(error).__name__)
-        if self._late:
-            self._tracing.guard(self._span.set_attributes, self._late)
-        self._tracing.guard(self._span.end)
+        try:
+            if self._late:
+                self._span.set_attributes(self._late)
+        except Exception as fault:  # noqa: BLE001  (the provider is not ours)
+            self._tracing.log_fault(fault)
+        try:
+            self._span.end()
+        except Exception as fault:  # noqa: BLE001  (as above)
+            self._tracing.log_fault(fault)
 
-    def make_current(self) -> None:
-        """Make it the current span of this context, and have what runs here be traced."""
-        self._tracing.guard(self._attach)
+    def make_current(self) -> bool:
+        """Make it the current span of this context, and have what runs here be traced.
 
-    def _attach(self) -> None:
-        self._token = self._tracing.attach(self._span)
-        if _running.get() is not self._tracing and self.is_recording:
-            self._was_running = _running.set(self._tracing)
+        Returns whether the span is kept, or is a late one: a sampler of the program's own may decide otherwise.
+        """
+        tracing = self._tracing
+        try:
+            self._token = tracing.attach(self._span)
+            if type(self._span) is not LateSpan and not self._span.is_recording():
+                return False
+        except Exception as error:  # noqa: BLE001  (the provider is not ours)
+            tracing.log_fault(error)
+            return False
+        if _running.get() is not tracing:
+            self._was_running = _running.set(tracing)
+        return True
 
     def __enter__(self) -> Self:
         self.make_current()
@@ -201,7 +210,10 @@ class Tracing:
         self._trace = importlib.import_module("opentelemetry.trace")
         self._context = importlib.import_module("opentelemetry.context")
         self._tracer = provider.get_tracer(names.SCOPE, version, schema_url=names.SCHEMA_URL)
-        self._ids = _MadeIds.of(self._tracer)
+        self._ids = MadeIds.of(self._tracer)
+        self.late_spans = LateSpans(self.guard)
+        self._trace.Span.register(LateSpan)
+        self._no_context, self._consumer = self._context.Context(), self._trace.SpanKind.CONSUMER
         self._has_failed = False
         self.roots_below = int(ratio * _ALL)
 
@@ -274,28 +286,32 @@ class Tracing:
         *,
         parent: Parent | None,
         tracestate: str = "",
-        run: str = "",
-        attributes: Mapping[str, Any] | None = None,
-    ) -> OpenSpan | None:
+        run: str,
+        attributes: dict[str, Any],
+    ) -> OpenSpan:
         """Start the span of one attempt. `parent`: where the message was sent; None: the attempt begins the trace.
 
-        All attempts of a `run` that begin it are of one trace. None: the provider has failed.
+        All attempts of a `run` that begin it are of one trace. `attributes`: with bounded values.
         """
-        try:
-            context, trace_id = self._context.Context(), 0
-            if parent is not None:
-                context = self._trace.set_span_in_context(self._remote(parent, tracestate), context)
-            elif run:
-                trace_id = int.from_bytes(hashlib.blake2b(f"{tenant} {run}".encode(), digest_size=16).digest())
-            with self._ids.using(trace_id):
-                span = self._tracer.start_span(
-                    f"{names.PROCESS} {destination}", context=context, kind=self._trace.SpanKind.CONSUMER,
-                    attributes=_messaging(names.PROCESS, names.PROCESS, destination, tenant) | bounded_all(attributes),
-                )  # fmt: skip
-            return OpenSpan(self, span)
-        except Exception as error:  # noqa: BLE001  (as above)
-            self.log_fault(error)
-            return None
+
+        def make(late: LateSpan) -> Any:
+            context, ids = self._no_context, self._ids
+            fields = _messaging(names.PROCESS, names.PROCESS, destination, tenant) | late.fields
+            try:
+                if parent is not None:
+                    context = self._trace.set_span_in_context(self._remote(parent, tracestate), context)
+                else:
+                    ids.use(_trace_id_of(f"{tenant} {run}"))
+                return self._tracer.start_span(
+                    f"{names.PROCESS} {destination}", context, self._consumer, fields, start_time=late.started_at
+                )
+            except Exception as error:  # noqa: BLE001  (as above)
+                self.log_fault(error)
+                return self._trace.INVALID_SPAN
+            finally:
+                ids.use(0)
+
+        return self._open_late(LateSpan(make, attributes))
 
     def _remote(self, parent: Parent, tracestate: str) -> Any:
         api = self._trace
@@ -312,10 +328,28 @@ class Tracing:
         """Start a span below the current one. `is_call`: of another service. None: the provider has failed."""
         kind = self._trace.SpanKind.CLIENT if is_call else self._trace.SpanKind.INTERNAL
         try:
-            return OpenSpan(self, self._tracer.start_span(name, kind=kind, attributes=bounded_all(attributes)))
+            fields = bounded_all(attributes) if attributes else None
+            return OpenSpan(self, self._tracer.start_span(name, None, kind, fields))
         except Exception as error:  # noqa: BLE001  (as above)
             self.log_fault(error)
             return None
+
+    def start_handler(self, name: str) -> OpenSpan:
+        """Start the span of a handler below the current one."""
+        context = self._context.get_current()
+
+        def make(late: LateSpan) -> Any:
+            try:
+                return self._tracer.start_span(name, context, attributes=late.fields, start_time=late.started_at)
+            except Exception as error:  # noqa: BLE001  (as above)
+                self.log_fault(error)
+                return self._trace.INVALID_SPAN
+
+        return self._open_late(LateSpan(make, {}))
+
+    def _open_late(self, late: LateSpan) -> OpenSpan:
+        self.late_spans.add(late)
+        return OpenSpan(self, late)
 
     # -- the provider
 
@@ -358,6 +392,12 @@ def span(name: str, attributes: Mapping[str, Any] | None = None, *, is_call: boo
     return tracing.start(name, attributes, is_call=is_call) or NOT_TRACED
 
 
+def handler_span(name: str) -> OpenSpan | NotTraced:
+    """Return the span of a handler, to be entered; see `span`."""
+    tracing = _running.get()
+    return NOT_TRACED if tracing is None else tracing.start_handler(name)
+
+
 def received_trace(headers: Mapping[str, str], tracing: Tracing | None) -> dict[str, str]:
     """Return the headers by which a job continues the trace of a request that was received over HTTP.
 
@@ -376,53 +416,14 @@ def _messaging(operation: str, kind: str, destination: str, tenant: str) -> dict
     return fields
 
 
+def _trace_id_of(run: str) -> int:
+    """Return the id of the trace that the attempts of a run begin."""
+    return int.from_bytes(hashlib.blake2b(run.encode(), digest_size=16).digest())
+
+
 def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers of a trace that is not sampled, to be passed on; {} without one."""
     traceparent = find(headers, TRACEPARENT)
     if not traceparent or is_sampled(traceparent) or (parent := read_parent(traceparent)) is None:
         return {}
     return trace_headers(parent, find(headers, TRACESTATE) or "")
-
-
-class _MadeIds:
-    """The generator of ids of one tracer of the SDK, by which a new trace can get an id that was made elsewhere."""
-
-    def __init__(self, generator: Any) -> None:
-        self._generator = generator
-        self._local = threading.local()
-
-    @classmethod
-    def of(cls, tracer: Any) -> _MadeIds:
-        """Return the generator, in place of that of the tracer. Where a tracer has none, ids stay its own."""
-        generator = getattr(tracer, "id_generator", None)
-        if isinstance(generator, _MadeIds):  # the provider has given the tracer of another client
-            return generator
-        made = cls(generator)
-        if generator is not None:
-            tracer.id_generator = made
-        return made
-
-    def using(self, trace_id: int) -> _UsedId:
-        """Return a context manager within which a new trace of this thread has this id. 0: any."""
-        return _UsedId(self._local, trace_id)
-
-    def generate_trace_id(self) -> int:
-        return getattr(self._local, "trace_id", 0) or int(self._generator.generate_trace_id())
-
-    def generate_span_id(self) -> int:
-        return int(self._generator.generate_span_id())
-
-    def is_trace_id_random(self) -> bool:
-        is_random = getattr(self._generator, "is_trace_id_random", None)
-        return is_random is not None and bool(is_random())
-
-
-class _UsedId:
-    def __init__(self, local: threading.local, trace_id: int) -> None:
-        self._local, self._trace_id = local, trace_id
-
-    def __enter__(self) -> None:
-        self._local.trace_id = self._trace_id
-
-    def __exit__(self, *_: object) -> None:
-        self._local.trace_id = 0

@@ -49,7 +49,10 @@ class Tally:
 
     def count_done(self, delivery: Delivery, opened: OpenedJob) -> None:
         """Count a job that is done. Its attempt ends now, unless its end is noted. `count` would do the same."""
-        counts: Counts = delivery.lane.counts.get(opened.kind) or self._find_of(delivery, opened)
+        try:
+            counts: Counts = delivery.lane.counts[opened.kind]
+        except KeyError:
+            counts = self._find_of(delivery, opened)
         started_at = delivery.run_started_at
         run_s = (delivery.run_ended_at or monotonic()) - started_at
         counts.done += 1

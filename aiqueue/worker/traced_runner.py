@@ -8,16 +8,15 @@ that look alone.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 from zlib import crc32
 
 from .. import headers
-from ..attempt import Handler, Outcome, Returned
+from ..attempt import Handler, Outcome, Raised, Refused, Returned
 from ..client import Client
 from ..lanes import Delivery
-from ..tracing import TRACEPARENT, TRACESTATE, OpenSpan, Tracing, is_sampled, names, read_parent, span
+from ..tracing import TRACEPARENT, TRACESTATE, OpenSpan, Parent, Tracing, handler_span, is_sampled, names, read_parent
 from .context import JobContext
 from .opening import OpenedJob
 from .runner import Runner
@@ -26,9 +25,6 @@ from .settlement import Settlement
 _IN_BLOCK: Final = b"\r\ntraceparent: "
 _FLAGS_AT: Final = len(_IN_BLOCK) + 54  # the last digit of the flags, whose lowest bit is "sampled"
 _IS_SET: Final = frozenset(b"13579bdf")
-_ERROR_CLASS = re.compile(
-    r"((?:[a-z_][A-Za-z0-9_]*\.){0,8}[A-Z][A-Za-z0-9_]{0,127})(?=: |\Z)"
-)  # as `error_line` begins
 _FAILED: Final = frozenset({"retry", "failed"})
 
 
@@ -64,15 +60,19 @@ class TracedRunner(Runner):
             if at < 0:
                 if crc32(plain[1].encode()) >= self._roots_below:  # as `Tracing.begins_trace`
                     return self._run_untraced(delivery)
-                return self._run_traced(delivery, "", "", plain)
+                return self._run_traced(delivery, None, "")
             if block[at + _FLAGS_AT] not in _IS_SET:
                 return self._run_untraced(delivery)
         if not self._is_traced(delivery):
             return self._run_untraced(delivery)
         fields = delivery.message.headers
-        return self._run_traced(
-            delivery, headers.find(fields, TRACEPARENT) or "", headers.find(fields, TRACESTATE) or "", plain
-        )
+        parent = read_parent(headers.find(fields, TRACEPARENT) or "")
+        return self._run_traced(delivery, parent, headers.find(fields, TRACESTATE) or "")
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        self._tracing.late_spans.make()
+        super().close()
 
     def _is_traced(self, delivery: Delivery) -> bool:
         """Return whether the attempt is traced: by its headers, and without any trace in them by its job's id."""
@@ -81,31 +81,26 @@ class TracedRunner(Runner):
             return is_sampled(traceparent)
         return self._tracing.begins_trace(_key_of(delivery))
 
-    async def _run_traced(
-        self, delivery: Delivery, traceparent: str, tracestate: str, plain: tuple[str, ...] | None
-    ) -> None:
-        lane, queued_s = delivery.own_lane, max(0.0, self._clock.now() - delivery.stored_at)
+    async def _run_traced(self, delivery: Delivery, parent: Parent | None, tracestate: str) -> None:
+        """Run a delivery with a span. An attempt among many that are not traced finds none of its code and data in the
+        processor's caches, so each call that is not made here counts twice.
+        """
+        lane, plain = delivery.own_lane, delivery.plain
         # all at the start, where attributes cost least
         attributes: dict[str, Any] = {
             names.PRIORITY: lane.priority,
-            names.QUEUED_S: round(queued_s, 6),
+            names.QUEUED_S: round(max(0.0, self._clock.now() - delivery.stored_at), 6),
             names.OUTCOME: "done",  # unless something else becomes of the job
         }
         if plain is not None and plain[0] and delivery.delivery_count == 1:
             attributes |= {names.MESSAGE_ID: plain[1], names.KIND: plain[0], names.ATTEMPT: 1}
         opened = self._tracing.start_process(
-            names.destination(lane.family),
-            lane.tenant,
-            parent=read_parent(traceparent) if traceparent else None,
-            tracestate=tracestate,
-            run=f"{lane.family} {_key_of(delivery)} {delivery.run}",
-            attributes=attributes,
-        )
-        if opened is not None:
-            opened.make_current()
-            if opened.is_recording:
-                self._open[delivery] = opened
-                self._run_plain, self._ended = self._run_plain_traced, self._on_ended  # type: ignore[method-assign]
+            names.destination(lane.family), lane.tenant, parent=parent, tracestate=tracestate,
+            run="" if parent else f"{lane.family} {_key_of(delivery)} {delivery.run}", attributes=attributes,
+        )  # fmt: skip
+        if opened.make_current():
+            self._open[delivery] = opened
+            self._run_plain, self._ended = self._run_plain_traced, self._on_ended  # type: ignore[method-assign]
         await self._run_untraced(delivery)
 
     def _run_plain_traced(self, delivery: Delivery, opened: OpenedJob, handler: Handler) -> Coroutine[Any, Any, None]:
@@ -138,6 +133,8 @@ class TracedRunner(Runner):
         if (found := self._open.get(delivery)) is not None:
             if type(outcome) is not Returned:
                 found.set(names.OUTCOME, type(outcome).__name__.lower())
+            if isinstance(outcome, Raised | Refused):
+                found.error_type = outcome.error_type
             if opened is not None:
                 _set_job(found, opened)
         return super()._finish_delivery(delivery, opened, context, outcome, started_at)
@@ -153,8 +150,7 @@ class TracedRunner(Runner):
         found.set(names.RETRY_DELAY_S, delay_s)
         found.set(names.REASON, reason or None)
         if outcome in _FAILED:
-            named = _ERROR_CLASS.match(error)
-            found.fail(named[1] if named is not None else reason or outcome, error)
+            found.fail(found.error_type or reason, error)
 
     def _on_ended(self, delivery: Delivery, started_at: float) -> None:
         if (found := self._open.pop(delivery, None)) is not None:
@@ -185,11 +181,11 @@ def _with_own_span(handler: Handler) -> Handler:
     inner = handler.call
 
     async def call(job: Any) -> Any:
-        with span(name):
+        with handler_span(name):
             return await inner(job)
 
     def call_in_thread(job: Any) -> Any:
-        with span(name):
+        with handler_span(name):
             return inner(job)
 
     traced = dataclasses.replace(handler)

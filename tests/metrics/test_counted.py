@@ -282,6 +282,34 @@ async def test_a_worker_without_the_permission_runs_its_jobs(
         assert await counters(client) == {}
 
 
+async def test_a_worker_that_may_not_look_up_a_flush_in_doubt_gives_up_that_one_alone(
+    own_server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher, "CHECK_AFTER_S", -1.0)
+    denied = json.dumps({"publish": {"deny": ["$JS.API.DIRECT.GET.AI_METRICS.>", "$JS.API.STREAM.MSG.GET.AI_METRICS"]}})
+    server = own_server(
+        "authorization { users: [ { user: all, password: p }, "
+        f"{{ user: less, password: p, permissions: {denied} }} ] }}"
+    )
+
+    async def unanswered(*given: Any, **options: Any) -> bool:
+        raise Unavailable("the answer was lost", maybe_stored=True)
+
+    async with aiqueue.connect(server.url, user="all", password="p", families=[FAMILY]) as client:
+        await aiqueue.topology.provision.apply(client.connection, client.topology)
+        async with aiqueue.connect(server.url, user="less", password="p", families=[FAMILY]) as less:
+            flushing = flusher_of(less, some(5), some(2), some(1))
+            monkeypatch.setattr(flusher, "store_together", unanswered)
+            await flushing.flush()
+            monkeypatch.setattr(flusher, "store_together", store_together)
+            with caplog.at_level(logging.WARNING):
+                await flushing.flush()
+                await flushing.flush()
+        assert (await totals(client))[FAMILY, "k"].done == 3  # without the 5 in doubt
+    assert len([each for each in caplog.messages if "given up" in each]) == 1
+    assert len(caplog.messages) == 1
+
+
 async def test_a_time_in_which_nobody_has_reported_is_a_gap_and_one_without_jobs_is_none(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ async def test_a_request_with_a_retry_and_a_fallback_is_one_tree_below_the_step_
         "    agent.task.execute INTERNAL",
         "      step plan INTERNAL aiqueue.step=plan",
         "      send ai.gateway.requests PRODUCER aiqueue.child=ask",
-        "        process ai.gateway.requests CONSUMER aiqueue.attempt=1 aiqueue.outcome=retry error.type=retry ERROR",
+        "        process ai.gateway.requests CONSUMER aiqueue.attempt=1 aiqueue.outcome=retry error.type=Retry ERROR",
         "          gateway.generate INTERNAL error.type=Retry ERROR",
         "            gateway.provider.call CLIENT gen_ai.request.model=small-1 error.type=overloaded ERROR",
         "        process ai.gateway.requests CONSUMER aiqueue.attempt=2 aiqueue.outcome=waiting",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -95,13 +96,51 @@ async def test_the_attributes_of_a_job_are_those_of_the_conventions(
     assert processed == {
         **common, "messaging.operation.name": "process", "messaging.operation.type": "process",
         "aiqueue.priority": "high", "aiqueue.kind": "page", "aiqueue.attempt": 1, "aiqueue.outcome": "failed",
-        "aiqueue.reason": "rejected", "error.type": "rejected",
+        "aiqueue.reason": "rejected", "error.type": "Reject",
     }  # fmt: skip
     scope = recorder.spans[0].instrumentation_scope
     assert scope is not None
     assert (scope.name, scope.version) == ("aiqueue", aiqueue.__version__)
     assert recorder.attributes("agent.task.execute") == {"error.type": "Reject"}
     assert not any(each.events for each in recorder.spans)  # which would hold texts of exceptions
+
+
+async def test_a_failed_attempt_has_the_class_of_its_error_or_timeout_as_error_type(
+    client: aiqueue.Client, account: Account, recorder: Recorder
+) -> None:
+    async def page(job: aiqueue.Job[Page]) -> None:
+        match job.message.number:
+            case 0:
+                await asyncio.sleep(60)
+            case 1:
+                raise aiqueue.Retry("busy", after="1h")
+            case 2:
+                raise aiqueue.Reject("of no use")
+            case 3:
+                raise KeyError("k")
+        raise ExceptionGroup("many", [ValueError("one"), KeyError("two")])
+
+    worker = make_worker(page, timeout="50ms", retry=aiqueue.Backoff(attempts=1))
+    worker.handle(Part, process=True, timeout="1s", retry=aiqueue.Backoff(attempts=1))(_fail_in_a_child)
+    async with recorder.connect(account) as traced, worker.running(traced):
+        for number in range(5):
+            await traced.enqueue(Page(number=number), tenant="acme", unique=f"p-{number}")
+        for number in range(2):
+            await traced.enqueue(Part(number=number), tenant="acme", unique=f"c-{number}")
+        await eventually(lambda: recorder.names.count("process ai.agent.tasks") == 7)
+    attributes = [dict(each.attributes or {}) for each in recorder.spans if each.name == "process ai.agent.tasks"]
+    found = {each["messaging.message.id"]: (each["error.type"], each.get("aiqueue.reason")) for each in attributes}
+    assert found == {
+        "p-0": ("timeout", "attempts"), "p-1": ("Retry", "attempts"), "p-2": ("Reject", "rejected"),
+        "p-3": ("KeyError", "attempts"), "p-4": ("ExceptionGroup", "attempts"),
+        "c-0": ("ValueError", "attempts"), "c-1": ("timeout", "attempts"),
+    }  # fmt: skip
+
+
+def _fail_in_a_child(job: aiqueue.Job[Part]) -> None:
+    if job.message.number:
+        time.sleep(60)
+    raise ValueError("no")
 
 
 async def test_an_active_span_is_the_parent_and_one_that_is_not_sampled_samples_nothing(

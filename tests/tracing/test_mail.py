@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -49,6 +50,19 @@ async def test_a_mail_its_retry_and_its_reply_are_of_one_trace(client: aiqueue.C
     ]
     sent = [each for each in recorder.spans if each.name == "send ai.agent.message"]
     assert {(each.attributes or {})["messaging.message.conversation_id"] for each in sent} == {answer.conversation}
+
+
+async def test_a_mail_whose_handler_timed_out_says_so(client: aiqueue.Client, account: Account) -> None:
+    recorder, agent = Recorder(), Agent("teller", tenant="acme")
+
+    @agent.handle(Ask, timeout="50ms", retry=aiqueue.Backoff(attempts=1))
+    async def tell(mail: Mail[Ask]) -> None:
+        await asyncio.sleep(60)
+
+    async with recorder.connect(account) as traced, agent.running(traced):
+        await agent.send(Ask(), to="teller")
+        await recorder.ended(2)
+    assert recorder.attributes("process ai.agent.message")["error.type"] == "timeout"
 
 
 async def test_a_plain_publisher_s_trace_continues_in_the_agent_that_it_names(

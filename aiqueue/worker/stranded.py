@@ -51,6 +51,11 @@ class _UncountedLane(NamedTuple):
     created: str
     delivered_seq: int  # the last sequence that was ever delivered
 
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What a consumer that was made anew has not in common with the former one."""
+        return self.family.name, self.consumer, self.created
+
 
 class StrandedSweeper:
     """Looks for jobs that exceeded max deliveries, in all declared families. Several sweepers at once do no harm.
@@ -122,13 +127,11 @@ class StrandedSweeper:
                 break
         lanes = [lane async for lane in self._find_uncounted_lanes()]
         if lanes:
-            before = [await self._list_delivered(lane) for lane in lanes]
             await asyncio.sleep(CONFIRM_S)
-            confirmed = {(lane.family.name, lane.consumer): lane async for lane in self._find_uncounted_lanes()}
-            for lane, seqs in zip(lanes, before, strict=True):
-                now = confirmed.get((lane.family.name, lane.consumer))
-                if now is not None and now.created == lane.created:
-                    for seq in seqs:
+            confirmed = {lane.identity async for lane in self._find_uncounted_lanes()}
+            for lane in lanes:  # of many busy lanes most look so once, as their jobs end between the two requests
+                if lane.identity in confirmed:
+                    for seq in await self._list_delivered(lane):
                         swept += await self._remove_job(lane.family, seq)
         return swept
 
@@ -237,12 +240,22 @@ class StrandedSweeper:
                     break
 
     async def _list_delivered(self, lane: _UncountedLane) -> list[int]:
-        """Return the sequences of the lane's stored jobs that were delivered before, at most LANE_MAX."""
+        """Return the sequences of the lane's stored jobs that had been delivered at the first look, at most LANE_MAX.
+
+        The first one is asked for alone: most lanes that are busy have none, and each job costs the server a search.
+        """
         seqs: list[int] = []
-        async for stored in self._connection.read(lane.family.stream, lane.filter):
-            if stored.seq > lane.delivered_seq or len(seqs) >= LANE_MAX:
+        for batch in (1, LANE_MAX):
+            read = self._connection.read(lane.family.stream, lane.filter, seq=seqs[-1] + 1 if seqs else 1, batch=batch)
+            async with contextlib.aclosing(read) as found:
+                async for stored in found:
+                    if stored.seq > lane.delivered_seq or len(seqs) >= LANE_MAX:
+                        return seqs
+                    seqs.append(stored.seq)
+                    if batch == 1:
+                        break
+            if not seqs:
                 break
-            seqs.append(stored.seq)
         return seqs
 
     # -- one job

@@ -283,3 +283,52 @@ async def test_a_stranded_job_of_a_key_lane_becomes_a_dead_letter_that_names_its
         (letter,) = await letters(client)
         assert (letter.job_id, letter.lane, letter.key) == (job_id, lane.without_key, "gpt-4o")
         assert await count(client, keyed.STREAM) == 0
+
+
+def watch_reads(client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, *, races: int) -> list[int]:
+    """Have a job of the lane end between the two requests of the first `races` looks. Returns how many jobs each read
+    of the lane asks for at a time.
+    """
+    api, read, batches, looks = client.connection.api, client.connection.read, [], 0
+
+    async def racing(subject: str, *args: Any, **options: Any) -> Any:
+        nonlocal looks
+        answer = await api(subject, *args, **options)
+        if subject == f"STREAM.INFO.{STREAM}":
+            looks += 1
+            if looks <= races:
+                await end_one(client)
+        return answer
+
+    def counting(stream: str, subject: str, **options: Any) -> Any:
+        if stream == STREAM:
+            batches.append(options.get("batch", 256))
+        return read(stream, subject, **options)
+
+    monkeypatch.setattr(stranded, "CONFIRM_S", 0.0)
+    monkeypatch.setattr(client.connection, "api", racing)
+    monkeypatch.setattr(client.connection, "read", counting)
+    return batches
+
+
+async def end_one(client: aiqueue.Client) -> None:
+    """Have the next job of the lane end, and wait until the server has counted it."""
+    inbox, answers = client.connection.new_inbox(), asyncio.Queue[Any]()
+    subscription = await client.connection.subscribe(inbox, answers.put_nowait)
+    subject = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{LANE}"
+    await client.connection.publish(subject, b'{"batch": 1, "no_wait": true}', reply=inbox)
+    await client.connection.request((await asyncio.wait_for(answers.get(), 25)).reply, b"+ACK")
+    await subscription.close()
+
+
+@pytest.mark.parametrize(("races", "batches"), [(1, []), (2, [1])])
+async def test_of_a_lane_whose_jobs_end_between_the_two_requests_none_or_one_is_read(
+    client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch, races: int, batches: list[int]
+) -> None:
+    for n in range(5):
+        await client.enqueue(Strand(n=n), tenant="acme")
+    await make_lane(client)
+    read = watch_reads(client, monkeypatch, races=races)
+    assert await sweeper(client).sweep() == 0
+    assert read == batches
+    assert await count(client, STREAM) == 5 - races

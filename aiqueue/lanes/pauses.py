@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,8 +23,6 @@ from ..topology import Topology
 from ..units import short_duration, text
 
 PREFIX = "pause"
-ENDED_TTL = "60s"  # how long the marker of a deleted key stays
-TTL_MORE_S = 60  # the key of a pause with an end outlives the end by this time, and counts no more
 DURATION_MAX_S = 366 * 86_400.0
 TEXT_MAX = 500  # characters of a reason, and of a name
 
@@ -194,11 +192,8 @@ class StoredPauses:
             since = former.since
         until = None if duration_s is None else started_at + duration_s
         pause = Pause(*scope[:3], round(since, 3), by, reason, until and round(until, 3), now)
-        fields = {headers.MSG_ID: subjects.new_id()}
-        if duration_s is not None:
-            fields[headers.TTL] = f"{math.ceil(duration_s) + TTL_MORE_S}s"
         body = {key: getattr(pause, key) for key in pause.__slots__ if key != "key"}
-        await self._store(scope, json.dumps(body).encode(), fields)
+        await self._store(scope, json.dumps(body).encode(), {})
         return pause
 
     async def end(self, scope: PauseScope) -> Pause | None:
@@ -210,11 +205,7 @@ class StoredPauses:
         former = await self._last(scope)
         if former is None:
             return None
-        fields = {
-            headers.MSG_ID: subjects.new_id(), headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub",
-            headers.TTL: ENDED_TTL,
-        }  # fmt: skip
-        await self._store(scope, b"", fields)
+        await self._store(scope, b"", {headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub"})
         return None if has_ended(former, self._connection.clock.now()) else former
 
     async def _last(self, scope: PauseScope) -> Pause | None:
@@ -224,9 +215,12 @@ class StoredPauses:
             raise NotFound(f"there is no stream {self.stream}: run `aiqueue apply` first") from None
         return parse_pause(stored) if stored is not None else None
 
-    async def _store(self, scope: PauseScope, body: bytes, fields: dict[str, str]) -> None:
+    async def _store(self, scope: PauseScope, body: bytes, fields: Mapping[str, str]) -> None:
+        """Store a key for good: where the newest message of a key expires, a former one comes back after a kill -9 of
+        the server (docs/decisions/deleted-keys.md).
+        """
         subject = subjects.bucket(self.stream, *scope.tokens)
-        await self._connection.store(subject, body, fields)
+        await self._connection.store(subject, body, {headers.MSG_ID: subjects.new_id(), **fields})
         with contextlib.suppress(AIQueueError):  # workers look by themselves, too
             await self._connection.publish(subjects.PAUSES, subject.encode())
 

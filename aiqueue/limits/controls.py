@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -30,11 +31,12 @@ from .rules import (
 log = logging.getLogger(__name__)
 
 VERSION = 1
-PURGED_TTL = "60s"  # how long the marker of a deleted key stays
+PURGED_S = 60.0  # how long the marker of a deleted key stays, unless what it replaces stays for longer
 STORE_S = 10.0
 EXPIRES_MAX_S = 366 * 86_400.0
 EXPIRED_TTL_S = 60  # how much longer than it holds something is stored
 PAUSE_MAX_S = 366 * 86_400.0
+_TTL = re.compile("([0-9]{1,12})s")
 TRIES_MAX = 5  # of a write that others' writes come before
 TEXT_MAX = 500  # characters of a name, and of why something is paused
 
@@ -247,8 +249,9 @@ class Controls:
         self, subject: str, plain: Mapping[str, Any], holds_s: float | None, *, expected: int | None = None
     ) -> None:
         told = {headers.MSG_ID: subjects.new_id()}
+        former = await self._last(subject) if holds_s is not None and expected != 0 else None
         if holds_s is not None:
-            told[headers.TTL] = f"{math.ceil(holds_s) + EXPIRED_TTL_S}s"
+            told |= self._lifetime(former, holds_s + EXPIRED_TTL_S)
         if expected is not None:
             told[headers.EXPECTED] = str(expected)
         data = json.dumps(plain).encode()
@@ -262,9 +265,23 @@ class Controls:
         if stored is None or headers.KV_OPERATION in stored.headers:
             return None
         told = {headers.MSG_ID: subjects.new_id(), headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub"}
-        ack = await self._connection.store(subject, b"", {**told, headers.TTL: PURGED_TTL}, timeout_s=STORE_S)
+        told |= self._lifetime(stored, PURGED_S)
+        ack = await self._connection.store(subject, b"", told, timeout_s=STORE_S)
         self._see(subject, ack.seq, b"")
         return self._read(stored, subject)
+
+    def _lifetime(self, former: Stored | None, least_s: float) -> dict[str, str]:
+        """Return the header of a message that is to expire, and replaces `former`: none if that does not expire.
+
+        The newest message of a key must not expire before one that it has replaced: that one comes back after a kill -9
+        of the server (docs/decisions/deleted-keys.md).
+        """
+        if former is not None:
+            found = _TTL.fullmatch(former.headers.get(headers.TTL, ""))
+            if found is None:
+                return {}
+            least_s = max(least_s, former.time + int(found[1]) - self._clock())
+        return {headers.TTL: f"{math.ceil(least_s)}s"}
 
     async def _last(self, subject: str) -> Stored | None:
         try:

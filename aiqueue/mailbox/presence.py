@@ -22,7 +22,8 @@ from ..topology import Topology
 CARD, LIVE, DIED = "agent", "live", "died"
 CARD_BYTES_MAX = 16_384
 DIED_TTL = "1h"
-PURGED_TTL = "60s"  # how long the marker of a deleted key stays
+PURGED_TTL = "60s"  # how long the marker of a deleted lock stays: longer than the lock itself would
+CARD_PURGED_TTL = "720h"  # and that of a card, which may come back then, by a kill -9 of the server
 ACQUIRE_TRIES_MAX = 4
 
 
@@ -82,7 +83,7 @@ class Presence:
         stored = await _read_key(self._connection, self.stream, subject)
         if stored is None or headers.KV_OPERATION in stored.headers:
             return False
-        await self._connection.store(subject, b"", _purge_headers())
+        await self._connection.store(subject, b"", {**_purge_headers(), headers.TTL: CARD_PURGED_TTL})
         return True
 
     async def card(self, tenant: str, agent: str) -> Card | None:

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from .. import headers, subjects
 from ..connection import Connection, Stored
-from ..errors import AccessDenied, Conflict, DecodeError, NotFound, StreamFull
+from ..errors import AccessDenied, AIQueueError, Conflict, DecodeError, NotFound, StreamFull
 from ..topology import Topology
 from .document import ScheduleDocument
 
 log = logging.getLogger(__name__)
 
-ENDED_TTL = "600s"  # how long the marker of a removed schedule stays: workers that keep a copy have read it by then
+ENDED_TTL = "9600h"  # how long the marker of a removed schedule stays if the bucket is half full; otherwise for good
 STORE_S = 5.0
 GROWTH = 1_024  # bytes by which a document may grow as its schedule fires
 SPARE_SHARE = 16  # of the bucket, one part of so many is left to schedules that others add at the same moment
@@ -88,8 +88,18 @@ class ScheduleStore:
 
     async def delete(self, found: StoredSchedule) -> None:
         """Remove a schedule, also one that cannot be read. Raises as `put`."""
-        fields = {headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub", headers.TTL: ENDED_TTL}
+        fields = {headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub", **await self._marker_ttl()}
         await self.write(self.key(found.tenant, found.id), found.seq, b"", fields, STORE_S)
+
+    async def _marker_ttl(self) -> dict[str, str]:
+        """Return the lifetime of a marker: where it expires, a former version of the schedule comes back after a kill
+        -9 of the server (docs/decisions/deleted-keys.md).
+        """
+        with contextlib.suppress(AIQueueError):
+            info = await self.connection.api(f"STREAM.INFO.{self.stream}")
+            if 0 < info["config"].get("max_bytes", -1) < 2 * info["state"]["bytes"]:
+                return {headers.TTL: ENDED_TTL}
+        return {}
 
     async def write(self, subject: str, expected: int, body: bytes, fields: dict[str, str], timeout_s: float) -> int:
         """Store a key in place of the message `expected`, and return the new sequence. Raises as `put`."""

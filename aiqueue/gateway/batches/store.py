@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 
 VERSION: Final = 1
 STORE_S: Final = 10.0
-ENDED_TTL: Final = "600s"  # how long the marker of a deleted key stays
+# How long the marker of a deleted key stays: longer than any file or ended batch, which otherwise comes back after a
+# kill -9 of the server (docs/decisions/deleted-keys.md).
+ENDED_TTL: Final = "800h"
 What = Literal["file", "batch"]
 
 

@@ -136,6 +136,21 @@ def test_the_site_works_offline(site: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_the_links_of_the_markdown_pages_lead_to_files_of_the_site(site: Path) -> None:
+    dead, examples = [], 0
+    for page in site.rglob("*.md"):
+        if page == site / "tests/guide/guide.md":  # a text of another project, whose links lead to that project's files
+            continue
+        text = re.sub(r"^```.*?^```|`[^`\n]+`", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", text):
+            examples += "examples/" in target
+            if not (page.parent / target).exists():
+                dead.append(f"{page.relative_to(site)}: {target}")
+    assert dead == []
+    assert examples > 10
+
+
+@pytest.mark.timeout(300)
 def test_llms_txt_lists_the_pages_and_llms_full_txt_has_their_text(site: Path) -> None:
     lines = (site / "llms.txt").read_text().splitlines()
     assert lines[0] == "# aiqueue"

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from ..errors import BadInput
 from . import output, parallel
+from .job_holds import JobHolds
 from .options import Json, ServerOptions, add_command, duration_option, split_names
 from .output import Column
 
@@ -78,12 +79,13 @@ def ls(  # noqa: PLR0913  (the options of a filter)
 ) -> None:
     """List jobs with their messages, the oldest first: those in lanes, then parked ones, then dead letters.
 
-    Secrets are masked, long values are cut. What the setting redact names changes messages before they are shown.
+    A queued job shows the pause, or the limit that its key has reached. Secrets are masked, long values are cut. What
+    the setting redact names changes messages before they are shown.
     """
     which = filter_options(family, tenant, kind, priority, state, older, newer, where, error)
     search = _PagedSearch(limit, cursor)
     try:
-        options.run_with_client(lambda client: search.run(client, payload, which), reads=True)
+        options.run_with_client(lambda client: search.run(client, payload, which, holds=not json), reads=True)
     except KeyboardInterrupt:
         if search.cursor:
             output.print_line(f"interrupted after {_searched(search)}: go on with --cursor {search.cursor}", err=True)
@@ -96,7 +98,7 @@ def ls(  # noqa: PLR0913  (the options of a filter)
         }  # fmt: skip
         output.print_json(shown | {"jobs": [asdict(each) for each in search.jobs]})
     else:
-        _print_jobs(search.jobs, payload, filtered=bool(which))
+        _print_jobs(search.jobs, payload, search.holds, filtered=bool(which))
     _print_rest(search)
 
 
@@ -109,15 +111,18 @@ class _PagedSearch:
         self.searched = self.unreadable = 0
         self.missing: list[str] = []
         self.behind: list[str] = []
+        self.holds = JobHolds()
         self._limit = limit
 
-    async def run(self, client: Client, payload: bool, which: dict[str, Any]) -> None:
+    async def run(self, client: Client, payload: bool, which: dict[str, Any], *, holds: bool) -> None:
         with parallel.progress_bar("searching", None, unit="jobs searched") as advance:
             more = True
             while more and len(self.jobs) < self._limit:
                 left = self._limit - len(self.jobs)
                 self.take(await client.jobs.page(limit=left, cursor=self.cursor, payloads=payload, **which), advance)
                 more = bool(self.cursor)
+        if holds:
+            await self.holds.read(client, self.jobs)
 
     def take(self, page: JobPage, advance: parallel.Advance) -> None:
         self.jobs += page.jobs
@@ -152,7 +157,7 @@ def filter_options(
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _print_jobs(found: list[ListedJob], payload: bool, *, filtered: bool) -> None:
+def _print_jobs(found: list[ListedJob], payload: bool, holds: JobHolds, *, filtered: bool) -> None:
     if not found:
         output.print_line("no jobs match" if filtered else "no jobs")
         return
@@ -161,7 +166,7 @@ def _print_jobs(found: list[ListedJob], payload: bool, *, filtered: bool) -> Non
     rows = [
         [
             each.job_id, *([each.family] if several else []), f"{each.tenant}/{each.priority}", each.kind,
-            each.state.replace("_", " "), format_listed_age(each, now), format_due(each, now),
+            holds.state(each), format_listed_age(each, now), format_due(each, now),
         ]
         for each in found
     ]  # fmt: skip
@@ -171,6 +176,8 @@ def _print_jobs(found: list[ListedJob], payload: bool, *, filtered: bool) -> Non
         Column("due", right=True),
     ]  # fmt: skip
     output.print_table(columns, rows, below=[_format_below(each, payload) for each in found])
+    for note in holds.notes:
+        output.print_line(output.escape_controls(note))
 
 
 def format_listed_age(job: ListedJob, now: float) -> str:

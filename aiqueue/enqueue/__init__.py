@@ -26,7 +26,7 @@ from .take_out import (
     note_on_its_way,
     park_copy,
 )
-from .templates import JobTemplate, checked_headers, checked_lane, headers_of_job
+from .templates import JobTemplate, checked_headers, checked_lane, headers_of_caller, headers_of_job
 from .traces import start_send
 
 __all__ = [
@@ -35,8 +35,8 @@ __all__ = [
     "Item", "Items", "JobId", "JobTemplate", "KeyLanes", "OnFull", "Parents", "ParkedCopy", "ParkedJob",
     "Parking", "Producer", "ProgressCallback", "StoredChild", "check_on_duplicate", "checked_headers",
     "checked_lane", "copy_msg_id", "delete_other_copies", "find_fingerprint", "find_original",
-    "fingerprint_of", "fingerprint_of_body", "has_listeners", "headers_of_job", "history_of", "history_text",
-    "id_of_key", "id_reused", "inherited_headers", "is_other_body", "key_headers", "lane_of_child",
+    "fingerprint_of", "fingerprint_of_body", "has_listeners", "headers_of_caller", "headers_of_job", "history_of",
+    "history_text", "id_of_key", "id_reused", "inherited_headers", "is_other_body", "key_headers", "lane_of_child",
     "last_trace", "move_to_lane", "note_on_its_way", "park_copy", "parse_parked_job", "resolve_due_at",
     "resolve_job_id", "retry_while_full", "start_send", "stated_key", "trimmed", "with_header", "with_step",
 ]  # fmt: skip

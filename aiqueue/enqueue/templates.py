@@ -12,6 +12,8 @@ from ..job import Message, secret_headers
 from ..topology import Family
 from .key_lanes import key_headers, key_of_message
 
+RESERVED = ("nats-", "aiq-", "content-type")  # how names begin that callers may not give, in lower case
+
 
 class JobTemplate(NamedTuple):
     """What all jobs of one kind in one lane have in common on the wire. `key`: the value of the limited key whose lane
@@ -81,7 +83,7 @@ def checked_headers(
         if isinstance(value, str) and value != value.strip(" "):
             raise BadInput(f"header {name!r} must not begin or end with a space, which the wire drops: {value[:80]!r}")
         lower = str(name).lower()
-        if lower.startswith(("nats-", "aiq-", "content-type")):
+        if lower.startswith(RESERVED):
             raise BadInput(f"header {name!r} is reserved for aiqueue")
         if lower in (headers.PRIORITY, family.key):
             argument = "priority" if lower == headers.PRIORITY else "unique"
@@ -91,3 +93,12 @@ def checked_headers(
         if problem := headers.take_fields(extra, family.header_fields, said):
             raise BadInput(problem)
     return extra or {}
+
+
+def headers_of_caller(family: Family, stored: Mapping[str, str]) -> dict[str, str]:
+    """Return those of a stored job's headers that `checked_headers` lets a caller give."""
+    return {name: value for name, value in stored.items() if not _is_reserved(family, name.lower())}
+
+
+def _is_reserved(family: Family, lower: str) -> bool:
+    return lower.startswith(RESERVED) or lower in (headers.PRIORITY, family.key)

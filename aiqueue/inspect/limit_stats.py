@@ -82,6 +82,11 @@ class LimitStats:
         """Whose use counts together: "all tenants together", "each tenant", or a tenant."""
         return {None: "all tenants together", "*": "each tenant"}.get(self.tenant, f"tenant {self.tenant}")
 
+    def is_reached_by(self, use: LimitUse) -> bool:
+        """Whether a value of the key has used all of a limit of this rule, so that its jobs wait."""
+        used = (use.requests, self.requests), (use.cost, self.cost), (use.in_flight, self.in_flight)
+        return any(limit is not None and spent >= limit for spent, limit in used)
+
 
 async def read_limits(
     connection: Connection, topology: Topology, rules: Rules, family: str | None = None

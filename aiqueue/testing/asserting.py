@@ -13,7 +13,7 @@ from .. import attempt, headers, subjects
 from ..attempt import RawJob
 from ..client import Client, check_client
 from ..connection import Stored
-from ..enqueue import parse_parked_job
+from ..enqueue import headers_of_caller, parse_parked_job
 from ..errors import BadInput, DecodeError, NotFound
 from ..job import M, M_co, check_model
 from ..payload import parse_message
@@ -33,13 +33,15 @@ class EnqueuedJob(Generic[M_co]):
     """Message of the job, as its class."""
     id: str
     """The job's id."""
+    family: str
+    """Family of the job's kind: the job is in a lane of this family, or comes to one."""
     tenant: str
     """Tenant that the job belongs to."""
     priority: str
     """Priority of its lane."""
     due_at: float | None
     headers: Mapping[str, str]
-    """Headers that the caller has given to the job."""
+    """Headers that the caller has given to the job, without those that aiqueue or the server sets."""
 
 
 async def assert_enqueued(
@@ -154,4 +156,4 @@ async def _open(client: Client, family: Family, model: type[M], stored: Stored) 
     except DecodeError:
         return None
     due_at = None if parked is None or parked.is_waiting else parked.due_at
-    return EnqueuedJob(message, decoded.job_id, tenant, priority, due_at, given)
+    return EnqueuedJob(message, decoded.job_id, family.name, tenant, priority, due_at, headers_of_caller(family, given))

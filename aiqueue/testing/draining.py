@@ -19,6 +19,7 @@ from ..units import Duration, flag, parse_duration
 from ..worker import Session, SettledAttempt, Worker, rehearsing
 from .advancing import advance_jobs, is_aside, list_subjects, read_parked, waits_for_children
 from .clients import check_test_client
+from .leftover import describe_left
 
 POLL_S, POLL_MAX_S = 0.002, 0.02  # soon after an attempt has ended, its ack has reached the stream
 SETTLED_S = 0.001
@@ -69,13 +70,14 @@ async def drain(
 
     - `delayed`: also run the jobs that wait for a time, such as those with a delay, and retries that are 5 seconds or
       more away: they become due at once, as by `advance`. Schedules do not tick: call `advance` for that.
-    - `within`: how long this may take.
+    - `within`: how long this may take. Limits and pauses hold here, too: a job above a limit waits for the limit's
+      window, so give more time than that.
     - `state`: what handlers get as ``job.state``, instead of what the worker's lifespan yields, which is not entered.
       Not for a worker with handlers in child processes, which could not get it.
 
     A job that waits for children which this worker does not run, or of a kind that it does not know, is left.
-    `client` is one that `aiqueue.testing.client` has opened. Raises AssertionError, which says what is left, after
-    `within`; BadInput for wrong arguments, and what `Worker.running` raises.
+    `client` is one that `aiqueue.testing.client` has opened. Raises AssertionError after `within`, which says
+    what is left, and what holds it; BadInput for wrong arguments, and what `Worker.running` raises.
     """
     check_test_client(client, what="testing.drain runs every job of a server")
     if not isinstance(worker, Worker):
@@ -142,10 +144,9 @@ class _Drain:
                 if not left and not self._session.running and before == (len(self._attempts), self._session.done):
                     return
             if time.monotonic() > deadline:
-                shown = ", ".join(sorted(left)[:5]) or "handlers that still run"
-                more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-                tried = f"after {len(self._attempts)} attempts"
-                raise AssertionError(f"testing.drain: not done within {within_s:g} s, {tried}: {shown}{more}")
+                shown = await describe_left(self._client, left) if left else "handlers that still run"
+                tried = f"after {len(self._attempts)} attempts (`within` sets the time)"
+                raise AssertionError(f"testing.drain: not done within {within_s:g} s, {tried}: {shown}")
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(poll_s):

@@ -172,7 +172,9 @@ class Worker(Generic[S]):
         - `on`: policies for classes of errors, instead of `retry`: ``{ValueError: Reject, Busy: Backoff(...), Limited:
           lambda error: error.retry_after}``. `Reject`: a dead letter at once. A `Backoff`: retried by that policy. A
           function of the error returns the delay ("30s", seconds; None: by `retry`). The error's nearest class decides.
-          All attempts count together, whatever ended them. A raised ``Retry`` or ``Reject`` needs no policy.
+          All attempts count together, whatever ended them. A raised ``Retry`` or ``Reject`` needs no policy. A timeout
+          and a child process that died are no errors of the function: `retry` decides, also beside ``{Exception:
+          Reject}``. With ``retry=Backoff(attempts=1)``, only the classes of `on` are retried.
         - `cost`: a plain function of the message that returns an upper bound of what an attempt uses (0 to 1e15), such
           as ``lambda message: message.max_tokens``: the `cost` of the rules in ``limits.toml``. Default: 0. The worker
           calls the function on its event loop, also with ``process=True``. Where the function raises, or returns no

@@ -24,9 +24,10 @@ class Total(aiqueue.Message[int], kind="total", family="shop.reports"):
 
 
 worker = aiqueue.Worker(owner="shop", concurrency=2)
+ONCE = aiqueue.Backoff(attempts=1)  # as in Celery: only what `on` names is retried, and no timeout
 
 
-@worker.handle(Fetch, on={OSError: aiqueue.Backoff(attempts=4, first="1m", cap="10m"), Exception: aiqueue.Reject})
+@worker.handle(Fetch, retry=ONCE, on={OSError: aiqueue.Backoff(attempts=4, first="1m", cap="10m")})
 def fetch(job: aiqueue.Job[Fetch]) -> str:
     url = job.message.url
     if not url.startswith("https:"):
@@ -36,17 +37,17 @@ def fetch(job: aiqueue.Job[Fetch]) -> str:
     return f"the page of {url}"
 
 
-@worker.handle(Mail)
+@worker.handle(Mail, retry=ONCE)
 def mail(job: aiqueue.Job[Mail]) -> str:
     return f"sent to {job.message.to}"
 
 
-@worker.handle(Report, timeout="10m", process=True)
+@worker.handle(Report, retry=ONCE, timeout="10m", process=True)
 def report(job: aiqueue.Job[Report]) -> int:
     time.sleep(job.message.seconds)
     return len(job.message.customer)
 
 
-@worker.handle(Total)
+@worker.handle(Total, retry=ONCE)
 async def total(job: aiqueue.Job[Total]) -> int:
     return sum(await job.gather([(each, Report(customer=each)) for each in job.message.customers]))

@@ -80,6 +80,32 @@ def test_jobs_are_listed_with_their_messages_and_page_by_page(cli: Cli, tenant: 
     assert cli("jobs", "--tenant", tenant, "--state", "failed").stdout == "no jobs match\n"
 
 
+def test_a_queued_job_shows_the_pause_or_the_limit_that_holds_it(cli: Cli, tenant: str) -> None:
+    model = f"m-{tenant}"
+    worker = aiqueue.Worker(tenants=[tenant])
+
+    @worker.handle(Chat)
+    async def chat(job: aiqueue.Job[Chat]) -> None: ...
+
+    async def use_the_limit(client: aiqueue.Client) -> None:
+        await client.set_limit("gateway.requests", model, requests=1, window="1h")
+        handles = [await client.enqueue(Chat(model=model), tenant=tenant) for _ in range(2)]
+        results = [asyncio.create_task(each.result(timeout=60)) for each in handles]
+        async with worker.running(client):
+            await asyncio.wait(results, return_when=asyncio.FIRST_COMPLETED)
+        for each in results:
+            each.cancel()
+
+    on_client(use_the_limit)
+    store(tenant, 1)
+    on_client(lambda client: client.pause("agent.tasks", tenant=tenant, reason="too slow"))
+    shown = cli("jobs", "--tenant", tenant, "--no-payload").stdout
+    assert "queued (limit)" in shown
+    assert "queued (paused)" in shown
+    assert f"the limit of gateway.requests for '{model}' is reached: 1 request in 1h, all tenants together" in shown
+    assert "too slow" in shown
+
+
 def test_an_interrupted_list_says_where_to_go_on(cli: Cli, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store(tenant, 3)
     page = Jobs.page

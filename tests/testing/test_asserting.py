@@ -52,7 +52,8 @@ async def test_jobs_are_found_in_their_lanes_and_parked_by_tenant_priority_and_f
     assert await ids(priority="high") == await ids(delayed=True) == await ids(where={"count": 2}) == {second.id}
     (found,) = await testing.assert_enqueued(client, Summarise, tenant="other")
     assert found.message == Summarise(text="z" * 300_000)
-    assert (found.priority, found.due_at, found.headers["trace"]) == ("normal", None, "7")
+    assert (found.family, found.priority, found.due_at) == ("agent.tasks", "normal", None)
+    assert found.headers == {"trace": "7"}  # none of aiqueue's own
     await testing.assert_enqueued(client, Summarise, count=0, tenant="nobody")
 
 

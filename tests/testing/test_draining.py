@@ -20,6 +20,7 @@ from aiqueue.errors import BadInput, JobCancelled, JobFailed, TopologyError, Unk
 from aiqueue.processes.pool import ChildProcess
 from aiqueue.worker import late_leases, timed
 
+from .. import keyed
 from ..support import Account
 
 HOUR = Backoff(attempts=4, first="1h", cap="5h")
@@ -250,9 +251,46 @@ async def test_a_drain_that_does_not_end_says_what_is_left(client: aiqueue.Clien
         await client.enqueue(Ask(act="again"), tenant="acme")  # no child: those are at most 32 deep
 
     await client.enqueue(Ask(), tenant="acme")
-    with pytest.raises(AssertionError, match=r"testing\.drain: not done within 0\.2 s, after \d+ attempts: ") as told:
+    with pytest.raises(
+        AssertionError, match=r"testing\.drain: not done within 0\.2 s, after \d+ attempts \(`within` "
+    ) as told:
         await testing.drain(client, stuck, within="200ms")
     assert "\n" not in str(told.value)
+
+
+async def test_a_drain_that_does_not_end_names_the_kind_and_the_pause_that_holds_it(client: aiqueue.Client) -> None:
+    worker = aiqueue.Worker()
+
+    @worker.handle(Ask)
+    async def ask(job: aiqueue.Job[Ask]) -> None: ...
+
+    handle = await client.enqueue(Ask(), tenant="acme")
+    await client.pause("agent.tasks", tenant="acme", reason="books are closed")
+    with pytest.raises(AssertionError, match="within` sets the time") as told:
+        await testing.drain(client, worker, within="200ms")
+    assert f": drain.ask {handle.id} of agent.tasks acme/normal: agent.tasks, tenant acme" in str(told.value)
+    assert "books are closed" in str(told.value)
+
+
+async def test_a_drain_that_does_not_end_names_the_limit_that_holds_a_job(
+    aiqueue_settings: aiqueue.Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "test_calls.toml").write_text(keyed.FILE)
+    rule = 'family = "test.calls"\nkey = "smtp"\nrequests = 1\nwindow = "1h"\n'
+    (tmp_path / "limits.toml").write_text(f"[[limit]]\n{rule}")
+    settings = aiqueue_settings.with_arguments(streams=tmp_path)
+    worker = aiqueue.Worker()
+
+    @worker.handle(keyed.Call)
+    async def call(job: aiqueue.Job[keyed.Call]) -> None: ...
+
+    async with testing.client(settings, families=[keyed.FAMILY]) as client:
+        for n in range(2):
+            await client.enqueue(keyed.Call(model="smtp", n=n), tenant="acme")
+        with pytest.raises(AssertionError, match="after 1 attempts") as told:
+            await testing.drain(client, worker, within="1s")
+    assert "call " in str(told.value)
+    assert "the limit of test.calls for 'smtp' is reached: 1 request in 1h, all tenants together" in str(told.value)
 
 
 async def test_a_drain_that_does_not_end_waits_for_no_handler(client: aiqueue.Client) -> None:
@@ -267,7 +305,7 @@ async def test_a_drain_that_does_not_end_waits_for_no_handler(client: aiqueue.Cl
 
     await client.enqueue(Ask(), tenant="acme")
     began = time.monotonic()
-    with pytest.raises(AssertionError, match=r"not done within 0\.2 s, after 0 attempts: handlers that still run"):
+    with pytest.raises(AssertionError, match=r"not done within 0\.2 s, after 0 attempts .*: handlers that still run"):
         await testing.drain(client, stuck, within="200ms")
     assert ended.is_set()
     assert time.monotonic() - began < 10

@@ -1,9 +1,13 @@
-"""Writes llms.txt, llms-full.txt and the Markdown of each page beside its HTML, for language models: llmstxt.org."""
+"""Writes llms.txt, llms-full.txt and the Markdown of each page beside its HTML, for language models: llmstxt.org.
+
+Files that the pages link, such as examples, lie beside them, too, so that the links of the Markdown lead somewhere.
+"""
 
 from __future__ import annotations
 
 import posixpath
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from sphinx.environment import BuildEnvironment
 
 _OPTIONAL = ("docs/decisions/", "docs/benchmarks/", "ARCHITECTURE", "CHANGELOG", "CONTRIBUTING", "examples/", "tests/")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_TARGET = re.compile(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)")
 _ITEM = re.compile(r"^- \[[^\]]+\]\(([^)\s#]+\.md)\): (.+(?:\n  .+)*)", re.MULTILINE)
 _SENTENCE = re.compile(r".+?[.:](?=\s|$)", re.DOTALL)
 
@@ -52,6 +57,14 @@ def descriptions(index: str, text: str) -> dict[str, str]:
     return found
 
 
+def linked_files(page: str, text: str, root: Path) -> Iterator[Path]:
+    """Yield the files that a page links and that are no pages, such as examples, by their paths below the root."""
+    for target in _TARGET.findall(text):
+        path = Path(posixpath.normpath(posixpath.join(posixpath.dirname(page), target)))
+        if path.suffix != ".md" and ".." not in path.parts and (root / path).is_file():
+            yield path
+
+
 def _write(app: Sphinx, error: Exception | None) -> None:
     if error is not None or app.builder.format != "html":
         return
@@ -60,6 +73,9 @@ def _write(app: Sphinx, error: Exception | None) -> None:
     texts = {page: Path(env.doc2path(page)).read_text() for page in pages}
     for page, text in texts.items():
         (out / page).with_suffix(".md").write_text(text)
+        for path in linked_files(page, text, Path(app.srcdir)):
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(app.srcdir, path), out / path)
     home = app.config.root_doc
     lines = [f"# {app.config.project}", "", f"> {first_sentence(texts[home])}"]
     said: dict[str, str] = {}

@@ -42,7 +42,9 @@ def set_limit(  # noqa: PLR0913  (the options of a rule)
     each_tenant: EachTenant = False,
     requests: Annotated[int | None, typer.Option(metavar="N", help="Jobs that start in any window.")] = None,
     cost: Annotated[float | None, typer.Option(metavar="N", help="What they cost together, such as tokens.")] = None,
-    window: Annotated[float | None, duration_option("Length of the window, of requests and cost. Default: as now; of a new limit 1m.")] = None,
+    window: Annotated[
+        float | None, duration_option("Length of the window, of requests and cost. Default: as now; of a new limit 1m.")
+    ] = None,
     in_flight: Annotated[int | None, typer.Option(metavar="N", help="Jobs that run at once.")] = None,
     unlimited: Annotated[
         bool, typer.Option("--unlimited", metavar="", help="Lift the rule that holds for this key.")

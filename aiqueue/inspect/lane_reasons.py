@@ -246,7 +246,7 @@ def _find_reached(found: JobEvidence) -> list[_Reached]:
     The job's own cost is known to its worker only. So a limit of cost that is used in part counts as reached if nothing
     else is: workers have free slots, and leave the job where it is.
     """
-    reached, in_part = [], []
+    reached, in_part = list[_Reached](), list[_Reached]()
     for rule, use in found.lane.limits if found.lane is not None else ():
         used = {
             name: (spent, limit)
@@ -257,7 +257,9 @@ def _find_reached(found: JobEvidence) -> list[_Reached]:
             if limit is not None and (spent >= limit or (name == "cost" and spent > 0))
         }  # fmt: skip
         if used:
-            parts = [f"{name.replace('-', ' ')} {spent:,.10g} of {limit:,.10g}" for name, (spent, limit) in used.items()]
+            parts = [
+                f"{name.replace('-', ' ')} {spent:,.10g} of {limit:,.10g}" for name, (spent, limit) in used.items()
+            ]
             line = f"{rule}: {', '.join(parts)} are used ({rule.limit})"
             full = any(spent >= limit for spent, limit in used.values())
             (reached if full else in_part).append(

@@ -246,7 +246,9 @@ def parse_rules(topology: Topology, *files: tuple[str, str]) -> Rules:
                 key = ".".join(filter(None, (f"limit {number}", error.key)))
                 raise TopologyError(file, key, error.problem) from None
             if rule.id in rules:
-                problem = f"there is a rule for {rule.id} already: write one table with all limits of both, which have one "
+                problem = (
+                    f"there is a rule for {rule.id} already: write one table with all limits of both, which have one "
+                )
                 problem += "window"
                 raise TopologyError(file, f"limit {number}", problem)
             rules[rule.id] = rule
@@ -295,7 +297,9 @@ def merge_limits(which: RuleId, now: Mapping[str, Any], given: Mapping[str, Any]
     if kept and wanted_s != window_s:
         figures = " and ".join(f"{each} {now[each]:,.10g}" for each in kept)
         wanted, holds = units.short_duration(wanted_s), units.short_duration(window_s)
-        problem = f"requests and cost of a rule share one window, and {figures} of {which} would change from {holds} to "
+        problem = (
+            f"requests and cost of a rule share one window, and {figures} of {which} would change from {holds} to "
+        )
         problem += f"{wanted}: give {' and '.join(kept)} for {wanted}, too"
         also = f", or {named[0]} for {holds}, with the window {holds}" if named else ""
         raise _WrongField("window", problem + also)

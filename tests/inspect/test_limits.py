@@ -183,18 +183,18 @@ async def test_a_limit_of_one_value_keeps_what_a_pattern_says_of_it(client: aiqu
     [
         (
             {"cost": 50_000, "window": "1d"}, {"requests": 2},
-            "cost 50,000 of llm.calls, key 'o1', tenant acme would change from 1d to 1m: give cost for 1m, too, or "
-            "requests for 1d, with the window 1d",
+            ("cost 50,000 of llm.calls, key 'o1', tenant acme would change from 1d to 1m: give cost for 1m, too, or "
+            "requests for 1d, with the window 1d"),
         ),
         (
             {"cost": 50_000, "window": "1d"}, {"requests": 60, "window": "1m"},
-            "cost 50,000 of llm.calls, key 'o1', tenant acme would change from 1d to 1m: give cost for 1m, too, or "
-            "requests for 1d, with the window 1d",
+            ("cost 50,000 of llm.calls, key 'o1', tenant acme would change from 1d to 1m: give cost for 1m, too, or "
+            "requests for 1d, with the window 1d"),
         ),
         (
             {"requests": 5, "cost": 9, "window": "1h"}, {"in_flight": 2, "window": "2h"},
-            "requests 5 and cost 9 of llm.calls, key 'o1', tenant acme would change from 1h to 2h: give requests and "
-            "cost for 2h, too",
+            ("requests 5 and cost 9 of llm.calls, key 'o1', tenant acme would change from 1h to 2h: give requests and "
+            "cost for 2h, too"),
         ),
     ],
 )  # fmt: skip
@@ -427,7 +427,7 @@ async def test_the_commands_set_list_and_unset(client: aiqueue.Client, run: Any,
     )
     await client.set_limit(NAME, "gpt-4o", requests=7)
     assert (await run("limits", "unset", NAME, "gpt-4o")).stdout.endswith(
-        "removed; now: 50 requests and cost 10,000 in 1m, by the rule for llm.calls, key 'gpt-*', all tenants together\n"
+        "now: 50 requests and cost 10,000 in 1m, by the rule for llm.calls, key 'gpt-*', all tenants together\n"
     )
     done = await run("limits", "unset", NAME, "gpt-*")
     assert done.stdout.endswith("removed; now: 100 requests and cost 10,000 in 1m\n")

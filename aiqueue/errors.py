@@ -176,8 +176,8 @@ class AccessDenied(AIQueueError):
 
 class QueueFull(AIQueueError):
     """A limit is reached and nothing was stored. `limit` is a number in the unit that `reason` names: the server's, the
-    declared one where that cannot be read, or None if the limit is unknown. Wait `retry_after_s` seconds before the next
-    try.
+    declared one where that cannot be read, or None if the limit is unknown. Wait `retry_after_s` seconds before the
+    next try.
     """
 
     retryable = True

@@ -96,13 +96,15 @@ async def _find_unknown(client: Client, set_to: LimitStats) -> list[str]:
     rules = [each for each in limits if (each.key, each.tenant) != (set_to.key, set_to.tenant)]
     lanes = await stats.lanes(client.connection, client.topology, set_to.family)
     uses = [use for each in limits for use in each.uses]
-    keys = {each.key for each in (*uses, *rules, *lanes) if "*" not in each.key} - {""}
-    tenants = {str(each.tenant) for each in (*uses, *rules, *lanes)} - {"None", "*"}
+    keys = {use.key for use in uses} | {rule.key for rule in rules} | {lane.key for lane in lanes}
+    keys = {key for key in keys if key and "*" not in key}
+    tenants = {use.tenant for use in uses} | {rule.tenant for rule in rules} | {lane.tenant for lane in lanes}
+    known_tenants = {tenant for tenant in tenants if tenant not in (None, "*")}
     found = []
     if not any(matches(set_to.key, each) for each in keys):
         found.append(f"no job of {set_to.family} with such a key is known{_list_known(set_to.key, keys)}")
-    if set_to.tenant not in (None, "*", *tenants):
-        known = _list_known(set_to.tenant, tenants)
+    if set_to.tenant is not None and set_to.tenant not in ("*", *known_tenants):
+        known = _list_known(set_to.tenant, {str(each) for each in known_tenants})
         found.append(f"no job of tenant {set_to.tenant} is known in {set_to.family}{known}")
     return found
 

@@ -94,8 +94,8 @@ def queue_full_error(error: AIQueueError, template: JobTemplate | None, limits: 
         return error
     family = template.family
     if isinstance(error, LaneFull):
-        limit = family.max_msgs_per_subject
-        limit = limit if limits is None else limits.find(family.stream, "jobs", limit)
+        declared = family.max_msgs_per_subject
+        limit = declared if limits is None else limits.find(family.stream, "jobs", declared)
         return LaneFull(template.name, "it holds its maximum of jobs", limit=limit)
     if isinstance(error, StreamFull):
         unit = "bytes" if "bytes" in error.reason else "messages"

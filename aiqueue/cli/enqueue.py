@@ -107,7 +107,7 @@ def enqueue(  # noqa: PLR0913  (one parameter per option)
         bool, typer.Option("--json", metavar="", help="Print a JSON object for each job, each on a line of its own.")
     ] = False,
 ) -> None:
-    """Enqueue one or more jobs and print their ids.
+    """Enqueue one or more jobs. Prints the id of one job in a sentence, and of several how many; --json prints all ids.
 
     Returns when the server has stored the jobs; with --wait, when they have ended.
 

@@ -42,7 +42,9 @@ def set_limit(  # noqa: PLR0913  (the options of a rule)
     each_tenant: EachTenant = False,
     requests: Annotated[int | None, typer.Option(metavar="N", help="Jobs that start in any window.")] = None,
     cost: Annotated[float | None, typer.Option(metavar="N", help="What they cost together, such as tokens.")] = None,
-    window: Annotated[float | None, duration_option("Length of the window. Default: 1m.")] = None,
+    window: Annotated[
+        float | None, duration_option("Length of the window, of requests and cost. Default: as now; of a new limit 1m.")
+    ] = None,
     in_flight: Annotated[int | None, typer.Option(metavar="N", help="Jobs that run at once.")] = None,
     unlimited: Annotated[
         bool, typer.Option("--unlimited", metavar="", help="Lift the rule that holds for this key.")
@@ -57,7 +59,8 @@ def set_limit(  # noqa: PLR0913  (the options of a rule)
 ) -> None:
     """Override a rule of limits.toml, or set one that is not declared, within a second and for all processes.
 
-    Limits that are not given stay as they hold for the key now.
+    Limits that are not given stay as they hold for the key now. Requests and cost share one window: where the one that
+    is not given would change its window, nothing is set; give both.
     """
     whom, warnings = _whom(tenant, each_tenant), list[str]()
 
@@ -142,13 +145,25 @@ def unset_limit(
     if json:
         output.print_json({"removed": removed, "now": None if found is None else asdict(found)})
     elif removed:
-        now = found.limit if found is not None else "no limit of its own"
+        general = _find_general(left, family, key, whom) if found is None else None
+        now = found.limit if found is not None else "no limit"
+        now = f"{general.limit}, by the rule for {general}" if general is not None else now
         output.print_line(output.escape_controls(f"{which}: the override is removed; now: {now}"))
     else:
         others = "; ".join(str(each) for each in left if each.is_override)
         print_error(f"{which}: there is no such override" + (f"; there are: {others}" if others else ""))
     if not removed:
         raise typer.Exit(FAILED)
+
+
+def _find_general(rules: Sequence[LimitStats], family: str, key: str, whom: str | None) -> LimitStats | None:
+    """Return the rule that holds for what a rule that is not there would be for. None: there is no limit."""
+    from ..limits import Rule, RuleId, Rules  # noqa: PLC0415
+
+    known = {RuleId(each.family, each.key, each.tenant): each for each in rules}
+    made = [Rule(which, each.requests, each.cost, each.in_flight, each.window_s) for which, each in known.items()]
+    general = Rules(made).more_general(RuleId(family, key, whom), time.time())
+    return None if general is None else known[general.id]
 
 
 def ls(

@@ -64,9 +64,11 @@ class LimitCalls:
 
         - `key`: a value of the family's `limit_key`, or a pattern such as "gpt-*", as the rule has it.
         - `tenant`: a tenant's own limit, ``*`` for each tenant by itself; by default one of all tenants together.
-        - `requests`, `cost` (from 0) and `in_flight`: what starts in any `window` (a duration; default "1m"), what that
-          costs together, and what runs at once. Those that are not given stay as they hold for the key now, also those
-          of a pattern.
+        - `requests`, `cost` (from 0) and `in_flight`: what starts in any `window` (a duration; by default as it is now,
+          or else "1m"), what that costs together, and what runs at once. Those that are not given stay as they hold for
+          the key now, also those of a pattern.
+        - Requests and cost of a rule share one window. If one of them is given, and the other one stays and would
+          change its window, nothing is set: give both.
         - `unlimited=True` lifts the rule that holds for the key: the declared one, or a pattern for this key only.
         - `duration` (a duration; at most 366 days): the override ends by itself, and the declared rule holds again.
         - `by` (default: the user and host of this process) is shown to operators.
@@ -75,7 +77,7 @@ class LimitCalls:
 
         Raises BadInput, NotFound (the stream is missing: run `aiqueue apply`), AccessDenied, QueueFull, Unavailable.
         """
-        from ..limits import EffectiveRule, rule_id  # noqa: PLC0415
+        from ..limits import EffectiveRule, merge_limits, rule_id  # noqa: PLC0415
 
         limits = {"requests": requests, "cost": cost, "window": window, "in_flight": in_flight}
         wanted = {field: value for field, value in limits.items() if value is not None}
@@ -88,7 +90,7 @@ class LimitCalls:
         controls = await self._controls()
         await controls.reload()
         if not unlimited:
-            wanted = _limits_now(controls, which) | wanted
+            wanted = merge_limits(which, _limits_now(controls, which), wanted)
         whom = {} if tenant is None else {"tenant": tenant}
         override = await controls.set_rule(
             {"family": family, "key": key, **whom, **wanted},

@@ -62,6 +62,16 @@ def failure_of(failed: JobFailed) -> Failure:
     return _REASONS.get(failed.reason, Failure(502, "failed"))
 
 
+def message_of(failed: JobFailed) -> str:
+    """Return the error of a request that has failed for good, for whoever has sent it."""
+    if failed.reason != "limit":
+        return failed.error
+    problem = (
+        "this request can use more tokens than the limit of its model allows at all: lower max_tokens, or shorten "
+    )
+    return f"{problem}the prompt. In terms of limits, cost is tokens, and the key is the model: {failed.error}"
+
+
 def failure_of_input(error: BadInput) -> Failure:
     """Return what a request is refused for before it has a job."""
     return Failure(400, "price_unknown") if isinstance(error, PriceUnknown) else _of_rejection(str(error))

@@ -10,7 +10,7 @@ import litellm
 
 from ..errors import AIQueueError, BadInput, JobFailed, QueueFull, ResultTimeout, Unavailable
 from .api_keys import KeyRevoked
-from .failures import Failure, failure_of, failure_of_input
+from .failures import Failure, failure_of, failure_of_input, message_of
 from .litellm_chunks import StreamCut
 
 
@@ -46,7 +46,7 @@ _FAILURES: Final[dict[str, tuple[str, int]]] = {  # by their code; others by the
 def to_litellm(error: AIQueueError, model: str) -> Exception:
     """Return the error of litellm that says the same. Its Router waits as long as the response's headers say."""
     if isinstance(error, JobFailed):
-        text = error.error or str(error)
+        text = message_of(error) or str(error)
         name, status = _of_failure(failure_of(error))
     else:
         text = str(error)

@@ -99,9 +99,12 @@ def upstream_body(
     """
     for name in request.options:
         if name not in model.options:
-            allowed = ", ".join(sorted(model.options)) or "none"
+            allowed = ", ".join(sorted(model.options)) or "no other"
             provider = model.provider.name
-            raise BadInput(f"option {name[:80]!r} is not allowed for provider {provider}; allowed: {allowed}")
+            problem = (
+                f"option {name[:80]!r} is not allowed for provider {provider}; allowed: OpenAI's common fields, and "
+            )
+            raise BadInput(problem + allowed)
     if isinstance(request, GatewayRequest) and not model.provider.media_urls and request.media_urls():
         raise BadInput(
             "an image, file or spoken answer is named by a URL or id, which provider "

@@ -60,7 +60,7 @@ REMEDIES: Mapping[str, str] = {  # docs/operations/explain.md explains each reas
     "workers_draining": "start new ones: `aiqueue work MODULE:WORKER`",
     "workers_stalled": "restart them, and mend what blocks them: `aiqueue workers` shows where",
     "unserved": "`aiqueue workers` as a user who may read the workers' records",
-    "limit": "raise it: `aiqueue limits set {scope}`; or wait",
+    "limit": "wait; or allow twice as much for an hour: `aiqueue limits set {scope} --for 1h`",
     "lane_limit": "wait for one of them, run `aiqueue inspect {family} --tenant {tenant}`, or raise max_ack_pending in "
     "the stream file and run `aiqueue apply`",
     "priority": "run more workers (`aiqueue work MODULE:WORKER`), or enqueue it with a higher priority",

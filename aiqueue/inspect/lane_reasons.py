@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from ..lanes import Pause
 from ..subjects import Lane
 from ..units import short_duration
 from .explanation import Found, JobEvidence, LaneEvidence
+from .limit_stats import LimitStats, LimitUse
 from .worker_stats import WorkerStats
 
 PAUSED_NS = 5_000_000_000  # a shorter pause of a consumer is a worker's, which is about to remove it
@@ -228,34 +231,77 @@ def _unable(found: JobEvidence, lane: LaneEvidence, serving: Sequence[WorkerStat
     return None
 
 
-def _limit_lines(found: JobEvidence) -> tuple[str, ...]:
-    """Return the limits of the job's key that are reached, a sentence each."""
-    if found.lane is None:
-        return ()
-    lines = []
-    for rule, use in found.lane.limits:
-        used = [
-            f"{what} {spent:,.10g} of {limit:,.10g}"
-            for what, spent, limit in (
+class _Reached(NamedTuple):
+    """A rule that has no room for the job. `figures`: its limits that are reached, by the names of `limits set`."""
+
+    rule: LimitStats
+    use: LimitUse
+    figures: Mapping[str, float]
+    line: str
+
+
+def _find_reached(found: JobEvidence) -> list[_Reached]:
+    """Return the rules of the job's key that have no room for it.
+
+    The job's own cost is known to its worker only. So a limit of cost that is used in part counts as reached if nothing
+    else is: workers have free slots, and leave the job where it is.
+    """
+    reached, in_part = list[_Reached](), list[_Reached]()
+    for rule, use in found.lane.limits if found.lane is not None else ():
+        used = {
+            name: (spent, limit)
+            for name, spent, limit in (
                 ("requests", use.requests, rule.requests), ("cost", use.cost, rule.cost),
-                ("in flight", use.in_flight, rule.in_flight),
+                ("in-flight", use.in_flight, rule.in_flight),
             )
-            if limit is not None and (spent >= limit or (what == "cost" and spent > 0))
-        ]  # fmt: skip
+            if limit is not None and (spent >= limit or (name == "cost" and spent > 0))
+        }  # fmt: skip
         if used:
-            lines.append(f"{rule}: {', '.join(used)} are used ({rule.limit})")
-    return tuple(lines)
+            parts = [
+                f"{name.replace('-', ' ')} {spent:,.10g} of {limit:,.10g}" for name, (spent, limit) in used.items()
+            ]
+            line = f"{rule}: {', '.join(parts)} are used ({rule.limit})"
+            full = any(spent >= limit for spent, limit in used.values())
+            (reached if full else in_part).append(
+                _Reached(rule, use, {name: limit for name, (_, limit) in used.items()}, line)
+            )
+    return [*reached, *in_part] if reached or _busy(found) is None else []
+
+
+def _tell_room(found: JobEvidence, each: _Reached) -> tuple[str | None, float | None]:
+    """Return a sentence about when a rule has room again, and that time. None: it cannot be known."""
+    use = each.use
+    if "in-flight" in each.figures:
+        return "there is room when a job of the key ends: when that is cannot be known", None
+    if "cost" in each.figures and use.cost_free_at and use.cost_all_free_at:
+        first, last = (short_duration(max(0.0, at - found.now)) for at in (use.cost_free_at, use.cost_all_free_at))
+        when = f"in {first}" if first == last else f"in {first} (the first) to {last} (all of it)"
+        return f"the cost stops counting {when}; how much of that the job needs, only its worker knows", None
+    if use.requests_free_at and math.isfinite(use.requests_free_at):
+        left = short_duration(max(0.0, use.requests_free_at - found.now))
+        return f"there is room for another request in {left}", use.requests_free_at
+    return None, None
 
 
 def _limited(found: JobEvidence) -> Found | None:
-    lines = _limit_lines(found)
-    if not lines or found.lane is None:
+    reached = _find_reached(found)
+    if not reached:
         return None
-    rule, use = found.lane.limits[0]
-    whom = f" --tenant {rule.tenant}" if rule.tenant and rule.tenant != "*" else ""
-    scope = f"{rule.family} {shlex.quote(rule.key)}{whom}"
-    text = f"the limit of {rule.family} for {use.key!r} is reached: {rule.limit}, {rule.whom}"
-    return Found("limit", text, (*lines, *describe_lane(found)), None, {"scope": scope})
+    rule, use, figures, _ = reached[0]
+    whom = {None: "", "*": " --each-tenant"}.get(rule.tenant, f" --tenant {rule.tenant}")
+    raised = "".join(f" --{name} {_twice(limit)}" for name, limit in figures.items())
+    full = any(limit <= getattr(use, name.replace("-", "_")) for name, limit in figures.items())
+    state = "is reached" if full else "seems to have no room for the job's cost"
+    text = f"the limit of {rule.family} for {use.key!r} {state}: {rule.limit}, {rule.whom}"
+    room = [_tell_room(found, each) for each in reached]
+    times = [at for _, at in room if at is not None]
+    until = max(times) if len(times) == len(room) and not found.place else None  # else others may take the room
+    lines = (*(each.line for each in reached), *(said for said, _ in room if said), *describe_lane(found))
+    return Found("limit", text, lines, until, {"scope": f"{rule.family} {shlex.quote(rule.key)}{whom}{raised}"})
+
+
+def _twice(limit: float) -> str:
+    return f"{2 * limit:.0f}" if limit == int(limit) else f"{2 * limit:.10g}"
 
 
 def _lane_limit(found: JobEvidence) -> Found | None:

@@ -17,7 +17,7 @@ from .pauses import pause_of
 from .stats import count_pending
 
 if TYPE_CHECKING:  # imported where it is used: clients without limits do without it
-    from ..limits import Controls, EffectiveRule, RuleId, Rules, StoredUse
+    from ..limits import Controls, EffectiveRule, Rule, RuleId, Rules, StoredUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class LimitUse:
     - `tenant`: whose use it is; None: all tenants together.
     - `requests`, `cost`: what counts in the present window, including a little that processes have reserved ahead.
       `in_flight`: how many places for calls processes hold. Each is 0 if the rule does not limit it.
+    - `requests_free_at`, `cost_free_at`, `cost_all_free_at`: when the window has room again, if nothing else starts.
     - `waiting`: jobs in the lanes of the value that no worker holds. `pause`: the value is paused.
     """
 
@@ -39,6 +40,12 @@ class LimitUse:
     """How many places for calls processes hold; 0 without such a limit."""
     waiting: int
     pause: Pause | None = None
+    requests_free_at: float | None = None
+    """When the window has room for another request, in seconds since the epoch; None: it has room, or no such limit."""
+    cost_free_at: float | None = None
+    """When the first of the cost stops counting, in seconds since the epoch; None: no cost counts."""
+    cost_all_free_at: float | None = None
+    """When all of the cost has stopped counting, in seconds since the epoch; None: no cost counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,4 +223,21 @@ def _uses(controls: Controls, family: str, known: _FamilyUse) -> Iterator[tuple[
         waiting, in_flight = known.waiting.get((hashed, tenant), 0), use.in_flight(now)
         pause = known.pauses.get((hashed, None)) or known.pauses.get((hashed, tenant))
         if requests or cost or in_flight or waiting or pause is not None:
-            yield rule.id, LimitUse(text, tenant, requests, cost, in_flight, waiting, pause)
+            free = _free_at(use, rule, now, requests, cost)
+            yield rule.id, LimitUse(text, tenant, requests, cost, in_flight, waiting, pause, *free)
+
+
+def _free_at(
+    use: StoredUse, rule: Rule, now: float, requests: float, cost: float
+) -> tuple[float | None, float | None, float | None]:
+    """Return when another request has room, and when the first and the last of the cost stop counting."""
+    from ..limits import Timing  # noqa: PLC0415
+
+    timing, request_at, cost_times = Timing.of(rule.window_s), None, list[float]()
+    if rule.requests is not None and requests >= rule.requests:
+        use.prune(now, timing)
+        request_at = use.room_at(requests + 1 - rule.requests, 0, timing)
+    if rule.cost is not None and cost > 0:
+        ends = ((timing.counts_until(slot), each) for slot, (_, each) in use.slots.items() if each > 0)
+        cost_times = [at for at, _ in ends if at > now]
+    return request_at, min(cost_times, default=None), max(cost_times, default=None)

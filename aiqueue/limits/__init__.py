@@ -19,6 +19,7 @@ from .rules import (
     load_rules,
     make_rule,
     matches,
+    merge_limits,
     parse_rules,
     rule_id,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "load_rules",
     "make_rule",
     "matches",
+    "merge_limits",
     "parse_rules",
     "rule_id",
 ]  # fmt: skip

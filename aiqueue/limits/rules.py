@@ -22,6 +22,8 @@ from ..topology import LIMITS_FILE, Family, FileKey, Topology
 from ..units import COST_MAX
 
 WINDOW_MIN_S, WINDOW_MAX_S = 1.0, 31 * 86_400.0
+WINDOW_S = 60.0  # unless a rule says another one
+_RATES = ("requests", "cost")  # the limits that have a window
 COUNT_MAX = 10**9
 KEY_CHARS_MAX = subjects.KEY_CHARS_MAX
 _LINE_MAX, _LINES_MAX = 300, 50  # of rules in the record of a worker
@@ -59,7 +61,7 @@ class Rule:
     requests: int | None = None
     cost: float | None = None
     in_flight: int | None = None
-    window_s: float = 60.0
+    window_s: float = WINDOW_S
 
     @property
     def is_unlimited(self) -> bool:
@@ -244,7 +246,11 @@ def parse_rules(topology: Topology, *files: tuple[str, str]) -> Rules:
                 key = ".".join(filter(None, (f"limit {number}", error.key)))
                 raise TopologyError(file, key, error.problem) from None
             if rule.id in rules:
-                raise TopologyError(file, f"limit {number}", f"there is a rule for {rule.id} already")
+                problem = (
+                    f"there is a rule for {rule.id} already: write one table with all limits of both, which have one "
+                )
+                problem += "window"
+                raise TopologyError(file, f"limit {number}", problem)
             rules[rule.id] = rule
     return Rules(rules.values())
 
@@ -275,6 +281,29 @@ def make_rule(topology: Topology, fields: Mapping[str, Any], *, may_be_unlimited
     if "window" in fields and rule.requests is None and rule.cost is None:
         raise _WrongField("window", "is of requests or cost: give one of them, or leave the window out")
     return rule
+
+
+def merge_limits(which: RuleId, now: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given fields of a rule, and those that it has now for the others.
+
+    Raises BadInput if requests or cost that are not given would count in another window than now, or those that are new
+    in one that nobody has named.
+    """
+    named = [each for each in _RATES if each in given]
+    kept = [each for each in _RATES if each in now and each not in given]
+    window_s = now.get("window", WINDOW_S)
+    default_s = window_s if now.keys() >= set(named) else WINDOW_S
+    wanted_s = parse_window(given) if "window" in given else default_s
+    if kept and wanted_s != window_s:
+        figures = " and ".join(f"{each} {now[each]:,.10g}" for each in kept)
+        wanted, holds = units.short_duration(wanted_s), units.short_duration(window_s)
+        problem = (
+            f"requests and cost of a rule share one window, and {figures} of {which} would change from {holds} to "
+        )
+        problem += f"{wanted}: give {' and '.join(kept)} for {wanted}, too"
+        also = f", or {named[0]} for {holds}, with the window {holds}" if named else ""
+        raise _WrongField("window", problem + also)
+    return {**now, **given}
 
 
 FIELDS: Final[Mapping[str, FileKey]] = {
@@ -349,7 +378,7 @@ def _number(fields: Mapping[str, Any], field: str, most: float, *, whole: bool =
 
 def parse_window(fields: Mapping[str, Any], field: str = "window") -> float:
     """Return the seconds of a rule's window. Raises BadInput."""
-    value = fields.get(field, 60.0)
+    value = fields.get(field, WINDOW_S)
     expected = f"must be a duration from {units.short_duration(WINDOW_MIN_S)} to {units.short_duration(WINDOW_MAX_S)}, "
     expected += 'such as "1m", not '
     try:

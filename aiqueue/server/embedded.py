@@ -278,7 +278,8 @@ class EmbeddedServer:
     def _timeout_error(self) -> EmbeddedError:
         line = supervisor.last_log_line(supervisor.tail(self._files.log))
         return EmbeddedError(
-            f"the embedded server did not answer within {self._within_s:g} s; {self._files.log} ends with: {line}"
+            f"the embedded server did not answer within {self._within_s:g} s: the machine may be busy, try again; "
+            f"{self._files.log} ends with: {line}"
         )
 
 

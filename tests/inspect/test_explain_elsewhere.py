@@ -6,7 +6,9 @@ import asyncio
 import json
 import random
 import re
+import shlex
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -61,9 +63,38 @@ async def test_the_limit_of_its_key_is_reached(
             found = await why(handle)
             assert "1 request in 1h" in found["text"]
             assert any("requests 1 of 1" in each for each in found["evidence"])
+            assert f"`aiqueue limits set {keyed.FAMILY} m --requests 2 --for 1h`" in found["remedy"]
+            assert 3_000 < found["until"] - time.time() < 4_000
+            assert any(each.startswith("there is room for another request in ") for each in found["evidence"])
             await client.pause(keyed.FAMILY, key="m", by="anna")
             found = await why(handle)
             assert (found["reason"], "--key m" in found["remedy"]) == ("paused", True)
+
+
+async def test_of_a_limit_of_cost_explain_says_when_it_frees_and_a_command_that_raises_it(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = make_why(account, monkeypatch, streams=str(tmp_path / "streams"))
+    worker = aiqueue.Worker(name="one")
+
+    @worker.handle(keyed.Call, cost=lambda call: 10 * call.n)
+    async def call(job: aiqueue.Job[keyed.Call]) -> None:
+        pass
+
+    async with keyed.connect(account, tmp_path) as client:
+        await client.set_limit(keyed.FAMILY, "m*", requests=50, cost=100, window="1d", tenant="*")
+        async with worker.running(client):
+            await (await client.enqueue(keyed.Call(model="m1", n=10), tenant="acme")).result(20)
+            handle = await client.enqueue(keyed.Call(model="m1", n=5), tenant="acme")
+            await eventually(lambda: has(why, handle, "limit"))
+            found = await why(handle)
+            assert found["until"] is None
+            assert any("only its worker knows" in each and "1d" in each for each in found["evidence"]), found
+            (command,) = re.findall("`aiqueue (.+?)`", found["remedy"])
+            assert command == f"limits set {keyed.FAMILY} 'm*' --each-tenant --cost 200 --for 1h"
+            done = await asyncio.to_thread(CliRunner().invoke, app, shlex.split(command))
+            assert (done.exit_code, "50 requests and cost 200 in 1d" in done.stdout) == (0, True), done.output
+            await handle.result(20)
 
 
 async def test_the_server_has_given_it_up(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,8 +162,8 @@ async def test_a_limit_is_set_for_all_processes_and_unset(client: aiqueue.Client
 
 async def test_what_is_not_given_stays_as_it_is_now(client: aiqueue.Client) -> None:
     await client.set_limit(NAME, "gpt-*", cost=5)
-    await client.set_limit(NAME, "gpt-*", in_flight=7, window="30s")
-    assert (await named(client, "gpt-*")).limit == "100 requests and cost 5 in 30s, 7 in flight"
+    await client.set_limit(NAME, "gpt-*", in_flight=7)
+    assert (await named(client, "gpt-*")).limit == "100 requests and cost 5 in 1m, 7 in flight"
     lifted = await client.set_limit(NAME, "gpt-*", unlimited=True)
     assert (lifted.limit, lifted.requests, lifted.cost, lifted.in_flight) == ("no limit", None, None, None)
     assert (await client.set_limit(NAME, "gpt-*", requests=1)).limit == "1 request in 1m"
@@ -172,10 +172,43 @@ async def test_what_is_not_given_stays_as_it_is_now(client: aiqueue.Client) -> N
 
 async def test_a_limit_of_one_value_keeps_what_a_pattern_says_of_it(client: aiqueue.Client) -> None:
     """Else, whoever lowers the requests of a value would lift the limit of its cost without a word."""
-    await client.set_limit(NAME, "gpt-*", cost=5, window="30s")
+    await client.set_limit(NAME, "gpt-*", requests=100, cost=5, window="30s")
     assert (await client.set_limit(NAME, "gpt-4o", requests=7)).limit == "7 requests and cost 5 in 30s"
     assert (await client.set_limit(NAME, "gpt-4*", in_flight=2)).limit == "100 requests and cost 5 in 30s, 2 in flight"
     assert (await client.set_limit(NAME, "claude", requests=7)).limit == "7 requests in 1m"
+
+
+@pytest.mark.parametrize(
+    ("now", "given", "problem"),
+    [
+        (
+            {"cost": 50_000, "window": "1d"}, {"requests": 2},
+            ("cost 50,000 of llm.calls, key 'o1', tenant acme would change from 1d to 1m: give cost for 1m, too, or "
+            "requests for 1d, with the window 1d"),
+        ),
+        (
+            {"cost": 50_000, "window": "1d"}, {"requests": 60, "window": "1m"},
+            ("cost 50,000 of llm.calls, key 'o1', tenant acme would change from 1d to 1m: give cost for 1m, too, or "
+            "requests for 1d, with the window 1d"),
+        ),
+        (
+            {"requests": 5, "cost": 9, "window": "1h"}, {"in_flight": 2, "window": "2h"},
+            ("requests 5 and cost 9 of llm.calls, key 'o1', tenant acme would change from 1h to 2h: give requests and "
+            "cost for 2h, too"),
+        ),
+    ],
+)  # fmt: skip
+async def test_a_limit_that_is_not_given_never_gets_another_window(
+    client: aiqueue.Client, now: dict[str, Any], given: dict[str, Any], problem: str
+) -> None:
+    """Else a budget of tokens a day would become one of each minute, or the requests of a minute those of a day."""
+    before = await client.set_limit(NAME, "o1", tenant="acme", **now)
+    with pytest.raises(BadInput) as caught:
+        await client.set_limit(NAME, "o1", tenant="acme", **given)
+    assert str(caught.value) == f"window: requests and cost of a rule share one window, and {problem}"
+    assert (await named(client, "o1", "acme")).limit == before.limit
+    figures = {"requests": 60, "cost": 80_000, "window": "1m"}
+    assert (await client.set_limit(NAME, "o1", tenant="acme", **figures)).limit == "60 requests and cost 80,000 in 1m"
 
 
 async def test_one_value_can_be_exempted_from_a_pattern(client: aiqueue.Client, limiter: Limiter) -> None:
@@ -390,7 +423,11 @@ async def test_the_commands_set_list_and_unset(client: aiqueue.Client, run: Any,
         "error: llm.calls, key 'o1', all tenants together: there is no such override; there are: llm.calls, key 'gpt-*'"
     )
     assert (await run("limits", "unset", NAME, "o1", "--each-tenant")).stdout == (
-        "llm.calls, key 'o1', each tenant: the override is removed; now: no limit of its own\n"
+        "llm.calls, key 'o1', each tenant: the override is removed; now: no limit\n"
+    )
+    await client.set_limit(NAME, "gpt-4o", requests=7)
+    assert (await run("limits", "unset", NAME, "gpt-4o")).stdout.endswith(
+        "now: 50 requests and cost 10,000 in 1m, by the rule for llm.calls, key 'gpt-*', all tenants together\n"
     )
     done = await run("limits", "unset", NAME, "gpt-*")
     assert done.stdout.endswith("removed; now: 100 requests and cost 10,000 in 1m\n")

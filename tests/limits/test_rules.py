@@ -87,7 +87,10 @@ def test_a_wrong_field_is_refused_in_one_line(fields: str, problem: str) -> None
         ("[limit]\nrequests = 5", "limit: must be tables: write [[limit]]"),
         ("[[limits]]\nrequests = 5", "limits: unknown key; rules are tables [[limit]]"),
         ("[[limit", "is not TOML"),
-        (f'[[limit]]\nfamily = "{NAME}"\nrequests = 5\n' * 2, "limit 2: there is a rule for llm.calls, key '*', all"),
+        (
+            f'[[limit]]\nfamily = "{NAME}"\nrequests = 5\n' * 2,
+            "limit 2: there is a rule for llm.calls, key '*', all tenants together already: write one table",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(text: str, problem: str) -> None:

@@ -36,7 +36,7 @@ class UnsetJson(TypedDict):
     removed: bool
     """Whether there was such an override."""
     now: LimitStats | None
-    """Rule that holds now; null: none."""
+    """Rule of exactly this key and tenant that holds now, a declared one; null: none, and a pattern's may hold."""
 
 
 class StorageJson(TypedDict):

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 import pydantic_core
 
 from ...errors import JobCancelled, JobFailed
-from ..failures import Failure, failure_of
+from ..failures import Failure, failure_of, message_of
 
 Kind = Literal["output", "error_output"]
 LINES: Final = "gateway.requests"  # the family of the jobs of lines
@@ -61,7 +61,7 @@ def failed(batch_id: str, number: int, custom_id: str, error: JobFailed, *, has_
             text = "not answered before the batch expired; an earlier call may be billed"
         end = unanswered(batch_id, number, custom_id, "batch_expired", text)
         return end._replace(is_stopped=True, has_letter=True)
-    return refused(batch_id, number, custom_id, failure_of(error), error.error)._replace(has_letter=True)
+    return refused(batch_id, number, custom_id, failure_of(error), message_of(error))._replace(has_letter=True)
 
 
 def _record(batch_id: str, number: int, custom_id: str, response: dict[str, Any] | None, error: Any) -> bytes:

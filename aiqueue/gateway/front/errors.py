@@ -23,7 +23,7 @@ from ...errors import (
     Unavailable,
 )
 from ..api_keys import KeyLimited, KeyRevoked
-from ..failures import Failure, failure_of, failure_of_input
+from ..failures import Failure, failure_of, failure_of_input, message_of
 
 RETRY_S: Final = 1.0  # after an outage of the server
 
@@ -112,7 +112,7 @@ def error_of(error: Exception) -> ApiError:
 
 def error_of_failure(failed: JobFailed) -> ApiError:
     """Return what a request that has failed for good is answered with. None is to be sent again."""
-    text = "the request was cancelled" if isinstance(failed, JobCancelled) else failed.error
+    text = "the request was cancelled" if isinstance(failed, JobCancelled) else message_of(failed)
     return ApiError.of(failure_of(failed), text)
 
 

@@ -23,6 +23,15 @@ def spent(key: str = "") -> str:
     return str(BudgetSpent(budget, "acme", time.strftime("%Y-%m"), 20, BudgetUse()))
 
 
+def test_a_request_above_its_limit_is_told_what_to_lower() -> None:
+    error = e.AboveLimit("cost", 1_070, 1_000, "gateway.requests, key 'm', tenant acme: cost 1,000 in 1d", "m")
+    told = error_of(failed(str(error), "limit")).message
+    assert told.startswith(
+        "this request can use more tokens than the limit of its model allows at all: lower max_tokens"
+    )
+    assert "cost 1,070 is above the limit of 1,000 itself (gateway.requests, key 'm', tenant acme: " in told
+
+
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_a_provider_s_error_is_read_again_from_its_text(kind: Kind) -> None:
     for status, wait_s in ((None, None), (429, None), (503, 2.5)):

@@ -7,7 +7,14 @@ from typing import NamedTuple, TypedDict
 
 import pytest
 
-from tools.docs.sentences import attribute_sentences, docstring_items, first_sentence, is_sentence, own_doc, sentence_about
+from tools.docs.sentences import (
+    attribute_sentences,
+    docstring_items,
+    first_sentence,
+    is_sentence,
+    own_doc,
+    sentence_about,
+)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ def members(kind: Any) -> list[Member]:
         return []
     found: dict[str, Member] = {}
     texts = attribute_sentences(kind)
+
     def told(name: str) -> str:
         """Return what stands below the name, or the first sentence of the class's docstring that names it."""
         return texts.get(name) or next(filter(None, (sentence_about(own_doc(each), name) for each in kind.__mro__)), "")

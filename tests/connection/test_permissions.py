@@ -743,3 +743,33 @@ async def test_an_act_that_may_not_be_audited_is_done_and_one_line_says_what_to_
         "this is not in the audit: permission denied: this user may not publish to ai.audit.pause; "
         "see docs/operations/permissions.md\n"
     )
+
+
+async def test_the_three_users_of_the_page_about_production_suffice(
+    own_server: OwnServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a pipeline that applies, a worker, and a web service."""
+    page = (ROOT / "docs/operations/production.md").read_text()
+    (config,) = re.findall(r"```text\n(authorization .*?)```", page, re.DOTALL)
+    server = own_server(re.sub(r"\$\w+_PASSWORD", "p", config))
+    environment = os.environ | {"AIQUEUE_URL": server.url, "AIQUEUE_USER": "apply", "AIQUEUE_PASSWORD": "p"}
+    command = [sys.executable, "-m", "aiqueue", "apply"]
+    done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task)
+    async def task(job: aiqueue.Job[Task]) -> str:
+        return job.message.text
+
+    async with (
+        aiqueue.connect(url=server.url, user="worker", password="p") as serving,
+        aiqueue.connect(url=server.url, user="service", password="p") as service,
+    ):
+        handle = await service.enqueue(Task(text="x"), tenant="acme")
+        assert (await describe(handle))["state"] == "queued"
+        async with worker.running(serving):
+            assert await handle.result(timeout=20) == "x"
+        assert (await describe(handle))["state"] == "done"
+    assert "denied" not in caplog.text
+    assert "Violation" not in caplog.text

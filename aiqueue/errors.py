@@ -55,7 +55,7 @@ from typing import Any, ClassVar, Literal
 JobState = Literal[
     "queued", "parked", "in_flight", "retrying", "waiting", "done", "failed", "cancelled", "ended", "unknown"
 ]
-"""What a job does now, as `aiqueue inspect` says it."""
+"""What a job does now, as `aiqueue inspect` says it: docs/concepts/job-lifecycle.md says what each state means."""
 
 
 class AIQueueError(Exception):
@@ -278,7 +278,7 @@ class DuplicateJob(Conflict):
 
 
 class NotParked(Conflict):
-    """The job does not wait for a time, so it cannot be rescheduled. `state`: of `JobStats`, or "due", or "gone"."""
+    """The job does not wait for a time, so it cannot be rescheduled. `state`: one of `JobState`, "due" or "gone"."""
 
     def __init__(self, job_id: str, state: JobState | Literal["due", "gone"]) -> None:
         super().__init__(f"job {job_id} is not parked ({state.replace('_', ' ')}), so it cannot be rescheduled")

@@ -156,7 +156,13 @@ class Agent:
         headers: Mapping[str, str] | None = None,
         timeout: Duration = 30.0,
     ) -> Sent:
-        """Store a mail in another agent's inbox, whether that agent runs or not; see `Inboxes.send`.
+        """Store a mail in another agent's inbox, whether that agent runs or not.
+
+        - `conversation` (default: a new one): mails of one conversation are handled in the order in which they were
+          stored.
+        - `expires` (a duration from now, such as "5m", or a datetime): a mail that is not handled by then is returned.
+        - `unique`: the mail's id, or any other text, of which the id is then a hash. A second mail with this id to the
+          same agent is not stored within 2 minutes.
 
         If the mail cannot be handled, this agent gets a bounce.
         Raises BadInput (InvalidToken, EncodeError, TooLarge), InboxFull, Unavailable, NotFound.

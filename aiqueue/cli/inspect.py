@@ -183,9 +183,10 @@ async def _read_last_hour(client: Client, family: str) -> Series | None:
 
 def _print_last_hour(past: Series) -> None:
     sums = past.sums
-    failed = f", {sums.failed:,} failed" if sums.failed else ""
+    retried = f", {output.format_count(sums.retried, 'attempt')} failed and retried" if sums.retried else ""
+    dead = f", {output.format_count(sums.dead, 'dead letter')}" if sums.dead else ""
     took = f", run p50/95/99 {format_percentiles(sums.runs)}" if sums.runs else ""
-    output.print_line(f"\nlast hour {spark(past)} {sums.done:,} done{failed}{took}")
+    output.print_line(f"\nlast hour {spark(past)} {sums.done:,} done{retried}{dead}{took}")
 
 
 async def _find_job(

@@ -142,22 +142,30 @@ class Audit:
         body = json.dumps({"id": audited.id, "act": audited.act, "phase": phase, **said}, default=str).encode()
         fields = {headers.CONTENT_TYPE: JSON, headers.MSG_ID: f"{audited.id}/{phase}"}
         subject = f"{subjects.AUDIT}.{audited.act.replace('.', '-')}"
+        self._connection.optional += 1  # the log says below what it means, and need not say it twice
         try:
             await self._connection.store(subject, body, fields, timeout_s=STORE_S)
         except NotFound:
             audited.problem = f"stream {self._topology.audit_stream.name} does not exist: run `aiqueue apply`"
         except AIQueueError as error:
             audited.problem = str(error)
+        finally:
+            self._connection.optional -= 1
         if audited.problem:
             log.warning("%s is not in the audit: %s", audited.act, audited.problem)
 
     async def _find_nats_user(self) -> str:
         """Return how the server calls this connection's user; what the settings say where it does not tell."""
-        with contextlib.suppress(AIQueueError, ValueError, AttributeError):
+        self._connection.optional += 1
+        try:
             reply = await self._connection.request("$SYS.REQ.USER.INFO", b"", timeout_s=USER_S)
             user = json.loads(reply.data).get("data", {}).get("user")
             if isinstance(user, str) and user:
                 return user[:TEXT_MAX]
+        except (AIQueueError, ValueError, AttributeError):
+            pass
+        finally:
+            self._connection.optional -= 1
         return self._settings.user or ""
 
 

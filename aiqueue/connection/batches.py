@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from ..errors import AccessDenied, AIQueueError, BadInput, Conflict, QueueFull, Unavailable
-from . import frames
+from ..errors import AIQueueError, BadInput, Conflict, QueueFull, Unavailable
+from . import faults, frames
 from .pace import Pace
 from .publish_types import Publish
 
@@ -136,7 +136,7 @@ class StreamBatcher:
         """The server dropped a message on `denied` (in lower case), so a batch with such a message cannot complete."""
         for batch in list(self.batches.values()):
             if any(each.subject.lower() == denied for each in batch.members):
-                self._fail_batch(batch, AccessDenied(f"permission denied: this user may not publish to {denied}"))
+                self._fail_batch(batch, faults.denied("publish", denied))
 
     def expire_batches(self, now: float) -> None:
         """Fail batches that got no reply in time."""

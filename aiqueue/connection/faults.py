@@ -199,6 +199,11 @@ def denied_right(error: Exception) -> tuple[str, str] | None:
     return "publish" if found[1].lower() == "publish" else "subscribe", found[2]
 
 
+def denied(verb: str, subject: str) -> AccessDenied:
+    """What a user learns who may not publish or subscribe to a subject."""
+    return AccessDenied(f"permission denied: this user may not {verb} to {subject}; see docs/operations/permissions.md")
+
+
 def error_text(error: BaseException) -> str:
     """An exception as one line, never empty, without nats-py's prefix."""
     line = " ".join(str(error).split()) or type(error).__name__

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from ..errors import AccessDenied
-from .faults import denied_right, error_text, translate
+from .faults import denied, denied_right, error_text, translate
 from .listeners import Listeners
 from .reply_inbox import ReplyInbox
 from .subscription import Subscription
@@ -51,7 +51,7 @@ class Permissions:
             log.error("a subscription's callback raised: %s", error_text(error), exc_info=error)
 
     def _on_denied(self, verb: str, subject: str) -> None:
-        problem = AccessDenied(f"permission denied: this user may not {verb} to {subject}")
+        problem = denied(verb, subject)
         if verb == "publish":
             self._replies.deny_subject(subject.lower())
             for callback in self._listeners.all():

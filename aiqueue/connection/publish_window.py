@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from ..config import Settings
-from ..errors import AccessDenied, AIQueueError, Conflict, NotFound, Unavailable
-from . import frames
+from ..errors import AIQueueError, Conflict, NotFound, Unavailable
+from . import faults, frames
 from .batches import Batch, StreamBatcher
 from .dial import reconnect_delay_s
 from .publish_types import Publish
@@ -194,7 +194,7 @@ class Window:
         for publish in list(self._in_flight.values()):
             if publish.subject.lower() == denied:
                 self.remove_in_flight((publish,))
-                error = AccessDenied(f"permission denied: this user may not publish to {publish.subject}")
+                error = faults.denied("publish", publish.subject)
                 self._end_publish(publish, error)
         for batcher in self._batchers.values():
             batcher.deny_subject(denied)

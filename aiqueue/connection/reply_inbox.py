@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from ..errors import AccessDenied, AIQueueError, Unavailable
+from ..errors import AIQueueError, Unavailable
+from . import faults
 from .frames import PubAck, Received
 from .nats_client import WireMessage
 from .publish_types import AwaitedPublish
@@ -133,10 +134,10 @@ class ReplyInbox:
         self.window.deny_subject(denied)
         for future, subject in list(self._requests.values()):
             if subject.lower() == denied and not future.done():
-                future.set_exception(AccessDenied(f"permission denied: this user may not publish to {subject}"))
+                future.set_exception(faults.denied("publish", subject))
         for replies, subject in self._reads.values():
             if subject.lower() == denied:
-                replies.put_nowait(AccessDenied(f"permission denied: this user may not publish to {subject}"))
+                replies.put_nowait(faults.denied("publish", subject))
 
 
 def _time_out_request(future: asyncio.Future[Received], subject: str, timeout_s: float) -> None:

@@ -50,8 +50,7 @@ class UsageRecord:
     - `call_id`: any text, another one for each call of a tenant.
     - `outcome`: "ok", "failed", or "possibly_billed": the call was begun, and nobody knows how it ended.
     - `started_at`: seconds since the epoch, by the server's clock. With a budget, the reservation's `at`: so budget and
-      record are of the same month. `latency_s`, `first_token_s`: seconds since then; None: not known, or no stream.
-    - `cached_tokens` (read from the provider's cache), `cache_write_tokens` (put there): parts of `prompt_tokens`.
+      record are of the same month.
     - `cost_micros`: micro-dollars; None: unknown. `reserved_micros`: what the call could have cost at most.
     - `attempt`: the number of the job's call, from 1; 0: it was given up before it was made.
     - `api_key`: the id of the API key that has asked for it; "": none has.
@@ -71,12 +70,17 @@ class UsageRecord:
     started_at: float
     outcome: Outcome
     latency_s: float | None = None
+    """Seconds from `started_at` to the end of the call; None: not known."""
     first_token_s: float | None = None
+    """Seconds from `started_at` to the first chunk of a stream; None: not known, or no stream."""
     prompt_tokens: int = 0
+    """Tokens of the prompt, those of the provider's cache included."""
     completion_tokens: int = 0
     """Tokens of the answer."""
     cached_tokens: int = 0
+    """Tokens of the prompt that were read from the provider's cache."""
     cache_write_tokens: int = 0
+    """Tokens of the prompt that were put into the provider's cache."""
     cost_micros: int | None = None
     reserved_micros: int = 0
     attempt: int = 1

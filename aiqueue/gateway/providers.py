@@ -42,6 +42,7 @@ class ProviderCall:
     """
 
     model: ModelConfig
+    """The model that is called, as gateway.toml declares it."""
     body: dict[str, Any]
     first_token_s: float
     total_s: float

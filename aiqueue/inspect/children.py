@@ -19,7 +19,7 @@ _STATE_OF: dict[str, JobState] = {RESULT: "done", FAILED: "failed", CANCELLED: "
 
 @dataclass(frozen=True, slots=True)
 class ChildStats:
-    """A child of a job. `state`: as of JobStats. `children`: its own, if it has not ended."""
+    """A child of a job. `state`: one of `aiqueue.JobState`. `children`: its own, if it has not ended."""
 
     name: str
     """Name of the child in its parent."""

@@ -77,7 +77,8 @@ REMEDIES: Mapping[str, str] = {  # docs/operations/explain.md explains each reas
 class Explanation:
     """Why a job waits, or what else it does: the one reason that counts most.
 
-    - `reason`: a key of REMEDIES, such as "no_worker". `text`: the same in a sentence. `state`: as of JobStats.
+    - `reason`: a key of REMEDIES, such as "no_worker". `text`: the same in a sentence.
+    - `state`: one of `aiqueue.JobState`.
     - `evidence`: what was read that shows it, a sentence each. `unknown`: what could not be read, and why.
     - `remedy`: what to do. `until`: when it ends by itself, seconds since the epoch; None: not known.
     """

@@ -32,12 +32,13 @@ class StoreConfig:
 class EmbedderConfig:
     """What makes vectors: table ``[embedder]``.
 
-    - `kind`: "wordllama": in the worker, offline. "gateway": `model`, a model of gateway.toml of the kind embedding.
+    - `kind`: "wordllama": in the worker, offline. "gateway": by a model of gateway.toml.
     - `dimensions`: of the vectors; None: 256, for wordllama only. Longer vectors of a model are cut to so many.
     """
 
     kind: Literal["wordllama", "gateway"] = "wordllama"
     model: str = ""
+    """With the kind "gateway": name of a model in gateway.toml whose kind is embedding."""
     dimensions: int | None = None
 
 
@@ -46,14 +47,16 @@ class ParsingConfig:
     """How documents are read: table ``[parsing]``.
 
     - `parsers`: the user's own, each a "module:attribute" that is a `Parser`; they go before those of aiqueue.
-    - `processes`: how many children a worker has for PDF, HTML and large documents; None: one a CPU. `time_s`,
-      `memory_bytes`: what one document may take in such a child. `chunks_max`: of one document.
+    - `processes`: how many children a worker has for PDF, HTML and large documents; None: one a CPU.
+    - `chunks_max`: of one document.
     """
 
     parsers: tuple[str, ...] = ()
     processes: int | None = None
     time_s: float = 120.0
+    """How long a child may take for one document, in seconds."""
     memory_bytes: int = 1024 * MIB
+    """How much memory a child may take for one document, in bytes."""
     chunks_max: int = 50_000
 
 

@@ -157,6 +157,7 @@ class RagDocument(_RagMessage, kind="rag.document"):
     document_id: DocumentId | None = None
     content: str | bytes | None = None
     encoding: Literal["base64"] | None = None
+    """With "base64", the text in `content` stands for bytes; None: a text is stored as UTF-8."""
     document: Document | None = None
     path: Place | None = None
     url: Place | None = None
@@ -221,7 +222,7 @@ class RagReindex(_RagMessage, kind="rag.reindex"):
 class RagQuery(_RagMessage, kind="rag.query", family="rag.queries"):
     """A question to a tenant's documents.
 
-    - `query`: 1 to 8,192 characters. `k` (1 to 100, default 5): how many passages.
+    - `query`: 1 to 8,192 characters. `k`: how many passages, 1 to 100; default 5.
     - `where`: a filter by metadata, see `store.filters`. `mode`: "hybrid", "keyword" or "vector".
     - `answer`: also answer in words, by a model of the gateway. `model`: which one; None: that of rag.toml.
     - `query_id`: the job's id.

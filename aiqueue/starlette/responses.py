@@ -24,19 +24,24 @@ log = logging.getLogger(__name__)
 
 
 class JobView(TypedDict):
-    """A job as its user may see it: plain data that JSON has. Times: seconds since the epoch. `state`: see `JobStats`.
-
-    `result`: of a job that is done; bytes are base64. `failure`: of one that has failed, as `public_failure`.
-    """
+    """A job as its user may see it: plain data that JSON has. Times: seconds since the epoch."""
 
     id: str
+    """The job's id."""
     state: str
+    """One of `aiqueue.JobState`, such as "queued", "in_flight", "retrying", "done" or "failed"."""
     kind: str | None
+    """Kind of the job's message; None: not known any more."""
     attempt: int | None
+    """Number of the newest attempt that has written something, from 1; None: none has."""
     enqueued_at: float | None
+    """When the job was enqueued; None: not known any more."""
     next_attempt_at: float | None
+    """When the next attempt is due; None: the job does not wait for a time."""
     result: NotRequired[Any]
+    """What the handler has returned, only of a job that is done; bytes are base64."""
     failure: NotRequired[dict[str, Any]]
+    """Only of a job that has failed: `reason` in one word; `error` only of a rejection, or a deadline that is over."""
 
 
 def accepted(request: Request, handle: Handle[Any], route: str, **path_params: Any) -> JSONResponse:

@@ -73,8 +73,11 @@ class Performed(Generic[R_co]):
     attempt: int
     """Number of the attempt, from 1."""
     after_s: float | None = None
+    """After how many seconds at most the next attempt is due; None: there is none."""
     after_min_s: float | None = None
+    """The shortest delay that jitter can choose, in seconds; None: there is no next attempt."""
     reason: str = ""
+    """Why the job becomes a dead letter, in one word; empty: it does not."""
     error: str = ""
     traceback: str = ""
     exception: BaseException | None = None

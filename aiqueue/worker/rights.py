@@ -1,17 +1,32 @@
-"""The permissions that a worker needs: if the server denies one of them, the worker ends with AccessDenied."""
+"""What a worker cannot do without: its streams, and permissions. If the server denies one, the worker ends with
+AccessDenied.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from .. import subjects
 from ..connection import Connection
-from ..errors import AccessDenied
+from ..errors import AccessDenied, NotFound
 from ..topology import Family
 
 CANCEL_AGAIN_S = 1.0
 _CONSUMER_VERBS = ("CREATE", "MSG")  # to create a lane's consumer, and to pull from it
+
+
+async def require_streams(connection: Connection, families: Iterable[Family]) -> None:
+    """Raise NotFound if a family's stream is missing, before anything else complains of streams that are. Raises
+    AccessDenied, Unavailable.
+    """
+    for family in families:
+        if family.lanes == "shared":  # of other programs, which need not permit the question
+            continue
+        try:
+            await connection.api(f"STREAM.INFO.{family.stream}")
+        except NotFound:
+            raise NotFound(f"there is no stream {family.stream}: run `aiqueue apply` first") from None
 
 
 class Rights:

@@ -34,7 +34,7 @@ from .limiting import Limiting, make_key_gate, start_keys
 from .pausing import Pausing
 from .rehearsal import current_rehearsal
 from .returns import Returns
-from .rights import Rights
+from .rights import Rights, require_streams
 from .runner import Runner
 from .settlement import Settlement
 from .stranded import StrandedSweeper
@@ -180,6 +180,7 @@ class Session:
         reset_signals_at_fork()
         self.rights.start()
         try:
+            await require_streams(client.connection, self._families.values())
             recipe = Recipe(
                 self._families,
                 {key: each for key, each in options.handlers.items() if key[0] in self._families},

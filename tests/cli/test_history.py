@@ -95,7 +95,9 @@ def test_families_kinds_and_tenants_are_shown_with_their_outcomes_and_times(cli:
         assert "agent.tasks" in cli("history", "--since", since).stdout
     last_hour = cli("inspect", "agent.tasks").stdout.splitlines()[-1]
     assert last_hour.startswith("last hour ·")
-    assert last_hour.endswith("2,400 done, 10 failed, run p50/95/99 354ms/3.5s/3.9s")
+    assert last_hour.endswith(
+        "2,400 done, 6 attempts failed and retried, 4 dead letters, run p50/95/99 354ms/3.5s/3.9s"
+    )
 
 
 def test_json_has_all_points_and_a_gap_is_null(cli: Cli) -> None:

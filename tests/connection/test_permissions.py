@@ -35,6 +35,7 @@ from aiqueue.gateway.standin import Behaviour, StandIn
 from aiqueue.inspect import MetricsExporter, WorkerStats
 from aiqueue.metrics import History
 from aiqueue.rag import Rag, RagWorker
+from aiqueue.starlette import describe
 from aiqueue.worker import Responder
 
 from .. import keyed
@@ -85,6 +86,31 @@ async def stream(less: Client, job: str) -> None:
 
 async def status(less: Client, job: str) -> None:
     await (await less.job(job)).status()
+
+
+async def shown(less: Client, job: str) -> None:
+    """The state of a parked job, and of others from the lane to the end, as a web service shows it."""
+    assert (await describe(await less.job(job)))["state"] == "parked"
+    for text, end in (("", "done"), ("bad", "failed")):
+        handle = await less.enqueue(Hang() if end == "done" else Task(text=text), tenant="acme")
+        states = set()
+        async with asyncio.timeout(20):
+            while (state := (await handle.status()).state) != end:
+                assert (await describe(await less.job(handle.id)))["state"] in ("queued", "in_flight", end)
+                states.add(state)
+        assert states <= {"queued", "in_flight"}
+
+
+async def dead_letters(less: Client, job: str) -> None:
+    """List, show, replay and purge them."""
+    await less.enqueue(Task(text="bad"), tenant="acme")
+    for act in (less.dead.replay, less.dead.purge):
+        async with asyncio.timeout(20):
+            while not (found := [each async for each in less.dead.find()]):
+                await asyncio.sleep(0.02)
+        letter = await less.dead.get(found[-1].seq)
+        assert await less.dead.body(letter)
+        assert await act(letter)
 
 
 async def cancel(less: Client, job: str) -> None:
@@ -377,6 +403,7 @@ ROWS = [
     "if the user reruns", "if the user pauses", "if the user lists workers", "if the user asks [why jobs wait]",
     "if the user lists jobs", "if the user acts on", "if the user's acts are to be", "if the user reads the audit",
     "if the user reads the [history]", "if the user serves [metrics]",
+    "if the user shows the state", "if the user lists and shows [dead letters]", "if the user replays or purges",
 ]  # fmt: skip
 
 
@@ -387,6 +414,7 @@ ROWS = [
         (stream, [*ROWS[:2], ROWS[4]]), (cancel, [*ROWS[:2], ROWS[5]]), (rerun, [*ROWS[:2], ROWS[6]]),
         (pauses, [ROWS[7]]), (workers, [ROWS[8]]), (explain, [*ROWS[:2], ROWS[9]]),
         (lists, [ROWS[10]]), (acts, ROWS[10:13]), (audit, ROWS[12:14]), (history, [ROWS[14]]), (metrics, [ROWS[15]]),
+        (shown, [*ROWS[:2], ROWS[16]]), (dead_letters, [ROWS[0], *ROWS[17:]]),
     ],
 )  # fmt: skip
 async def test_the_documented_permissions_suffice(
@@ -409,6 +437,8 @@ async def test_the_documented_permissions_suffice(
             @worker.handle(Task)
             async def task(job: aiqueue.Job[Task]) -> str:
                 await job.progress(0.5)
+                if job.message.text == "bad":
+                    raise aiqueue.Reject("bad")
                 if job.attempt == 1:
                     raise aiqueue.Retry(after=0.05)
                 return "done"
@@ -699,3 +729,47 @@ async def test_the_documented_permissions_suffice_for_the_lanes_of_limited_keys(
             assert bool(handle.lane.key) == may_look
             assert await handle.result(timeout=20) == 3
     assert ("Violation" in caplog.text or "denied" in caplog.text) == (not may_look)
+
+
+async def test_an_act_that_may_not_be_audited_is_done_and_one_line_says_what_to_grant(own_server: OwnServer) -> None:
+    server = own_server(users(["ai.audit.>", "$SYS.REQ.USER.INFO"]))
+    async with aiqueue.connect(url=server.url, user="all", password="p") as every:
+        await create_streams(every)
+    environment = os.environ | {"AIQUEUE_URL": server.url, "AIQUEUE_USER": "less", "AIQUEUE_PASSWORD": "p"}
+    command = [sys.executable, "-m", "aiqueue", "pause", "agent.tasks"]
+    done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    assert done.stderr == (
+        "this is not in the audit: permission denied: this user may not publish to ai.audit.pause; "
+        "see docs/operations/permissions.md\n"
+    )
+
+
+async def test_the_three_users_of_the_page_about_production_suffice(
+    own_server: OwnServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a pipeline that applies, a worker, and a web service."""
+    page = (ROOT / "docs/operations/production.md").read_text()
+    (config,) = re.findall(r"```text\n(authorization .*?)```", page, re.DOTALL)
+    server = own_server(re.sub(r"\$\w+_PASSWORD", "p", config))
+    environment = os.environ | {"AIQUEUE_URL": server.url, "AIQUEUE_USER": "apply", "AIQUEUE_PASSWORD": "p"}
+    command = [sys.executable, "-m", "aiqueue", "apply"]
+    done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    worker = aiqueue.Worker()
+
+    @worker.handle(Task)
+    async def task(job: aiqueue.Job[Task]) -> str:
+        return job.message.text
+
+    async with (
+        aiqueue.connect(url=server.url, user="worker", password="p") as serving,
+        aiqueue.connect(url=server.url, user="service", password="p") as service,
+    ):
+        handle = await service.enqueue(Task(text="x"), tenant="acme")
+        assert (await describe(handle))["state"] == "queued"
+        async with worker.running(serving):
+            assert await handle.result(timeout=20) == "x"
+        assert (await describe(handle))["state"] == "done"
+    assert "denied" not in caplog.text
+    assert "Violation" not in caplog.text

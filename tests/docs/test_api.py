@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -81,3 +82,9 @@ def test_a_signature_has_plain_defaults_and_is_wrapped_where_it_is_long() -> Non
 
     assert api.signature(call, "call") == "call(a, b='x', *, c=…, **more)"
     assert api.signature(call, "c" * 99).count("\n") == 6
+
+
+@pytest.mark.parametrize("group", public.GROUPS, ids=lambda group: group.file)
+def test_what_a_page_says_to_see_is_public(group: Group) -> None:
+    seen = re.findall(r"\b(?:[Ss]ee|[Aa]s of|one of|as in) `(?:aiqueue\.)?([A-Z]\w*)", api.render(group))
+    assert set(seen) <= {each.name for each in public.names()}

@@ -7,7 +7,14 @@ from typing import NamedTuple, TypedDict
 
 import pytest
 
-from tools.docs.sentences import attribute_sentences, docstring_items, first_sentence, is_sentence, own_doc
+from tools.docs.sentences import (
+    attribute_sentences,
+    docstring_items,
+    first_sentence,
+    is_sentence,
+    own_doc,
+    sentence_about,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +47,9 @@ class _Inner:
 
     `first`: text of the first, with a `name`: inside. `second`, `third`: what two have in common.
     - `fourth`: the fourth one,
-      on two lines.
+      on two lines. `seventh`,
+      `eighth`: of both, beside the `ninth`.
+    - **a word**: what it means for the `ninth`
     """
 
     first: int
@@ -79,6 +88,8 @@ def test_sentences_stand_below_attributes_and_in_the_docstring_of_their_class() 
         "second": "what two have in common.",
         "third": "what two have in common.",
         "fourth": "the fourth one, on two lines.",
+        "seventh": "of both, beside the `ninth`.",
+        "eighth": "of both, beside the `ninth`.",
         "fifth": "Text below the fifth. It has two paragraphs.",
         "sixth": "Text of the sixth, in a subclass.",
     }
@@ -89,6 +100,13 @@ def test_an_item_ends_where_the_next_one_or_its_paragraph_ends() -> None:
     assert docstring_items("One. `a`: of a. `b` and `c`: of both.\n\nMore.") == {
         "a": "of a.", "b": "of both.", "c": "of both.",
     }  # fmt: skip
+
+
+def test_a_list_says_nothing_of_the_names_inside_its_items() -> None:
+    doc = "It has a `name`.\n\n- **ready**: after `wait_s`\n- `first`: with `wait_s`\n\n`second`: of `wait_s`."
+    assert sentence_about(doc, "name") == "It has a `name`."
+    assert sentence_about(doc, "wait_s") == ""
+    assert sentence_about(f"{doc} Then `wait_s` ends.", "wait_s") == "Then `wait_s` ends."
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def test_a_status_is_retried_and_pauses_as_the_table_of_errors_says(status: int,
     if "except" in told and status in (503, 529):
         return
     said = b'{"error": {"code": "insufficient_quota"}}' if "insufficient_quota" in told else b"{}"
-    error = from_status(status, {"Retry-After": "7"}, said, provider="p")
+    fields = {} if "without Retry-After" in told else {"Retry-After": "7"}
+    error = from_status(status, fields, said, provider="p")
     assert error.is_retryable == ("never tried again" not in then)
     assert error.pauses == ("is paused" in then)

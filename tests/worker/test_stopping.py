@@ -15,7 +15,7 @@ from aiqueue.lanes import LaneDiscovery
 from aiqueue.topology import Family
 from aiqueue.worker.session import Session
 
-from ..support import eventually
+from ..support import Account, eventually
 
 
 class Echo(aiqueue.Message, kind="echo"):
@@ -117,9 +117,10 @@ async def test_a_start_that_fails_late_returns_the_jobs_of_the_first_families(
     async def document(job: aiqueue.Job[Document]) -> None: ...
 
     async def find_lanes_later(discovery: LaneDiscovery, family: Family) -> None:
-        """Look at the second family, whose stream is missing, when jobs of the first one run and wait."""
+        """Look at the second family when jobs of the first one run and wait, and its stream has just been deleted."""
         if family.name == "rag.ingest":
             await eventually(lambda: "entered" in seen.events and free() < 0)
+            await client.connection.api(f"STREAM.DELETE.{family.stream}")
         await find_lanes(discovery, family)
 
     def free() -> int:
@@ -134,7 +135,6 @@ async def test_a_start_that_fails_late_returns_the_jobs_of_the_first_families(
 
     monkeypatch.setattr(Session, "__init__", remember)
     monkeypatch.setattr(LaneDiscovery, "_find_lanes", find_lanes_later)
-    await client.connection.api(f"STREAM.DELETE.{client.topology.family('rag.ingest').stream}")
     handles = [await client.enqueue(Echo(text=str(n)), tenant=f"t{n}") for n in range(2)]
     with pytest.raises(NotFound, match="there is no stream"):
         async with seen.worker.running(client):
@@ -142,3 +142,27 @@ async def test_a_start_that_fails_late_returns_the_jobs_of_the_first_families(
     assert seen.events == ["entered", "stopped", "left"]
     assert (sessions[0].running, sessions[0].vitals()["waiting"], sessions[0].leases.held) == (0, 0, 0)
     assert await run_elsewhere(client, handles) == [1, 1]
+
+
+async def test_a_worker_without_its_stream_says_only_that_and_enters_no_lifespan(
+    account: Account, caplog: pytest.LogCaptureFixture
+) -> None:
+    entered: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        entered.append("entered")
+        yield
+
+    worker = aiqueue.Worker(lifespan=lifespan)
+
+    @worker.handle(Echo)
+    async def echo(job: aiqueue.Job[Echo]) -> str:
+        return job.message.text
+
+    server = {"url": account.url, "user": account.user, "password": account.password}
+    async with aiqueue.connect(**server) as empty:  # no stream has been created
+        with pytest.raises(NotFound, match="there is no stream AI_AGENT_TASKS: run `aiqueue apply` first"):
+            async with worker.running(empty):
+                pass
+    assert (entered, caplog.text) == ([], "")

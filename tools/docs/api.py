@@ -15,7 +15,7 @@ from typing import Any, is_typeddict
 import pydantic
 
 from . import markdown
-from .sentences import attribute_sentences, first_sentence, is_sentence, module_texts, own_doc, sentences_of
+from .sentences import attribute_sentences, first_sentence, is_sentence, module_texts, own_doc, sentence_about
 
 ROOT_PACKAGE = "aiqueue"
 LINE_MAX = 100
@@ -93,11 +93,10 @@ def members(kind: Any) -> list[Member]:
         return []
     found: dict[str, Member] = {}
     texts = attribute_sentences(kind)
-    named = [sentence for each in kind.__mro__ for sentence in sentences_of(own_doc(each))]
 
     def told(name: str) -> str:
         """Return what stands below the name, or the first sentence of the class's docstring that names it."""
-        return texts.get(name) or next((each for each in named if re.search(rf"`{name}\b", each)), "")
+        return texts.get(name) or next(filter(None, (sentence_about(own_doc(each), name) for each in kind.__mro__)), "")
 
     for each in reversed(kind.__mro__):
         if not each.__module__.startswith((ROOT_PACKAGE, "tests")):

@@ -19,9 +19,10 @@ from typing import Any, is_typeddict
 
 WORDS_MIN = 3
 _STOPS = (".", "!", "?")
-_NAMES = r"`\w+`(?:(?:, | and |, and )`\w+`)*"
-_ITEM = re.compile(rf"(?:\A|\n- |\A- |(?<=[.;:])\s)({_NAMES}):\s")  # a sentence or a line of a list begins with them
+_NAMES = r"`\w+`(?:(?:,|,?\s+and)\s+`\w+`)*"
+_ITEM = re.compile(rf"(?:\A|\n- |\A- |(?<=[.;:])\s+)({_NAMES}):\s")  # a sentence or a line of a list begins with them
 _NAME = re.compile(r"`(\w+)`")
+_BULLET = re.compile(r"^- ", re.MULTILINE)
 _END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(])")  # of a sentence
 _WORD = re.compile(r"[^\W_]+")
 
@@ -47,9 +48,19 @@ def first_paragraph(text: str | None) -> str:
 
 
 def sentences_of(text: str | None) -> list[str]:
-    """Return the sentences of a docstring, each on one line."""
-    paragraphs = [join_lines(each) for each in inspect.cleandoc(text or "").split("\n\n")]
-    return [each for paragraph in paragraphs for each in _END.split(paragraph) if each]
+    """Return the sentences of a docstring, each on one line. An item of a list ends its last sentence."""
+    pieces = [piece for each in inspect.cleandoc(text or "").split("\n\n") for piece in _BULLET.split(each)]
+    return [each for piece in pieces for each in _END.split(join_lines(piece)) if each]
+
+
+def sentence_about(text: str | None, name: str) -> str:
+    """Return the first sentence of a docstring that has this name in backquotes, "" without one.
+
+    An item of a list, and a sentence that begins with other names and a colon, say nothing of this name.
+    """
+    prose = "\n\n".join(_BULLET.split(each)[0] for each in inspect.cleandoc(text or "").split("\n\n"))
+    named = (each for each in sentences_of(prose) if re.search(rf"`{name}\b", each))
+    return next((each for each in named if not _ITEM.match(each)), "")
 
 
 def first_sentence(text: str | None) -> str:
@@ -83,13 +94,15 @@ def attribute_sentences(kind: type[Any]) -> dict[str, str]:
 
 
 def docstring_items(doc: str) -> dict[str, str]:
-    """Return what a docstring says of each name: the text behind ```name`:``, up to the next such item or paragraph."""
+    """Return what a docstring says of each name: the text behind ```name`:``, up to the next such item, bullet or
+    paragraph.
+    """
     found: dict[str, str] = {}
     for paragraph in inspect.cleandoc(doc).split("\n\n"):
         items = list(_ITEM.finditer(paragraph))
         for at, item in enumerate(items):
             end = items[at + 1].start() if at + 1 < len(items) else len(paragraph)
-            text = join_lines(paragraph[item.end() : end])
+            text = join_lines(_BULLET.split(paragraph[item.end() : end])[0])
             found |= dict.fromkeys(_NAME.findall(item[1]), text)
     return found
 

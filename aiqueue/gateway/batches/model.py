@@ -152,6 +152,7 @@ class RequestBatch:
     usage: tuple[int, int, int, int] = (0, 0, 0, 0)
     month: str = ""
     reserved_micros: int = 0
+    """Micro-dollars that the batch has reserved from the tenant's budget for its lines."""
     owner: str = ""
     line: int = 0
     offset: int = 0

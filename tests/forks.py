@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import importlib
@@ -20,6 +21,7 @@ import socket
 import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,21 +108,23 @@ class Program:
 
 def start(
     program: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, stdout: int | IO[Any] = 1,
-    stderr: int | IO[Any] = 2, start_new_session: bool = False, imports: Sequence[str] = (),
+    stderr: int | IO[Any] = 2, start_new_session: bool = False, terminal: int | None = None,
+    imports: Sequence[str] = (),
 ) -> Program:  # fmt: skip
     """Run ``python -m program arguments``, or a file that ends in .py. `env`: os.environ if none is given.
 
+    `terminal`: a terminal that is its stdin, and the one whose keys send it signals, in a session of its own.
     `imports`: modules to load beforehand. Programs with the same ones share them, and no others.
     """
     request = {
         "program": program, "arguments": arguments, "cwd": str(cwd), "env": dict(os.environ if env is None else env),
-        "session": start_new_session,
+        "session": start_new_session or terminal is not None, "terminal": terminal is not None,
     }  # fmt: skip
     body, channel = json.dumps(request).encode(), _server(*imports)
     status, write = os.pipe()
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, write)
-        files, ours = [os.open(os.devnull, os.O_RDONLY)], []
+        files, ours = [os.open(os.devnull, os.O_RDONLY) if terminal is None else os.dup(terminal)], []
         stack.callback(os.close, files[0])
         for each in (stdout, stderr):
             if each == subprocess.PIPE:
@@ -209,6 +213,8 @@ def _run(request: Mapping[str, Any]) -> None:
     """Be what a new process with this request would be."""
     if request["session"]:
         os.setsid()
+    if request["terminal"]:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
         old, lines = getattr(sys, name), name == "stderr" or os.isatty(number)
         new = open(number, mode, 1 if lines else -1, old.encoding, old.errors, closefd=False)  # noqa: SIM115

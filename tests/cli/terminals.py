@@ -10,14 +10,13 @@ import re
 import select
 import signal
 import struct
-import subprocess
-import sys
 import termios
 import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from .. import forks
 from ..support import ROOT, eventually
 
 _SEQUENCE = re.compile("\x1b\\[([?0-9;]*)([A-Za-z])")
@@ -96,11 +95,9 @@ class Terminal:
         self._ours, self._theirs = pty.openpty()
         self._set_size(*size)
         self.modes_before = termios.tcgetattr(self._theirs)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "aiqueue", *arguments],
-            stdin=self._theirs, stdout=self._theirs, stderr=self._theirs, start_new_session=True, cwd=cwd,
+        self.process = forks.start(
+            "aiqueue", *arguments, terminal=self._theirs, stdout=self._theirs, stderr=self._theirs, cwd=cwd,
             env={**env, "TERM": term, "PYTHONPATH": str(ROOT)},
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  (tests have no threads here)
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -109,6 +106,7 @@ class Terminal:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
         os.close(self._ours)
         os.close(self._theirs)

@@ -99,11 +99,12 @@ def start(account: Account, tmp_path: Path) -> Iterator[Start]:
 
     def start(*arguments: str, code: str = "", **options: Any) -> Started:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": tmp_path, "env": environment, **options}
-        if code or options.keys() & {"stdin", "preexec_fn"}:
-            command = [sys.executable, *(["-c", code] if code else ["-m", "aiqueue"]), *arguments]
-            started.append(subprocess.Popen(command, text=True, **{"stdin": subprocess.DEVNULL, **options}))
+        if "preexec_fn" in options:
+            command = [sys.executable, "-m", "aiqueue", *arguments]
+            started.append(subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, **options))
         else:
-            started.append(forks.start("aiqueue", *arguments, **options))
+            (tmp_path / "program.py").write_text(code)
+            started.append(forks.start("program.py" if code else "aiqueue", *arguments, **options))
         return started[-1]
 
     asyncio.run(prepare(account))
@@ -265,7 +266,7 @@ def test_ctrl_c_while_waiting_says_that_the_job_is_not_cancelled(start: Start) -
 )
 def test_reading_from_a_terminal_is_said(start: Start, arguments: list[str]) -> None:
     ours, terminal = pty.openpty()
-    process = start(*arguments, stdin=terminal)
+    process = start(*arguments, terminal=terminal)
     os.close(terminal)
     assert process.stderr is not None
     assert "Ctrl-D ends the input" in process.stderr.readline()

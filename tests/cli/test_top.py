@@ -54,6 +54,11 @@ def open_terminal(account: Account, tmp_path: Path) -> Iterator[Open]:
         yield start
 
 
+def state_of(pid: int) -> str:
+    """T: it is stopped."""
+    return subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout[:1]
+
+
 async def enqueue(client: aiqueue.Client, jobs: int, tenant: str = "acme", note: str = "") -> None:
     for number in range(jobs):
         await client.enqueue(Render(page=number, note=note), tenant=tenant, unique=f"{tenant}-{number}")
@@ -161,8 +166,8 @@ class TestScreen:
         terminal = open_terminal("top")
         await terminal.wait("? help")
         terminal.press(CTRL_Z)
-        pid, status = os.waitpid(terminal.process.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
+        pid = terminal.process.pid
+        await terminal.until(lambda: state_of(pid) == "T")
         terminal.read()
         assert not terminal.screen.modes["alternate"]
         assert terminal.terminal_modes() == terminal.modes_before

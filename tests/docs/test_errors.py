@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-
-import pytest
+from functools import cache
 
 import aiqueue.errors
 from tools.docs import errors, public
@@ -12,7 +11,16 @@ from tools.docs.api import Name
 from tools.docs.errors import PublicError
 from tools.docs.remedies import REMEDIES
 
-LISTED = errors.list_errors(public.names())
+
+# Both read all of aiqueue: not when this file is collected, as each process of a test run does.
+@cache
+def listed() -> list[PublicError]:
+    return errors.list_errors(public.names())
+
+
+@cache
+def page() -> str:
+    return errors.render(listed(), REMEDIES)
 
 
 class NoSentence(aiqueue.errors.AIQueueError):
@@ -28,35 +36,32 @@ def public_error(kind: type[Exception]) -> PublicError:
 
 
 def test_every_error_has_a_sentence_and_a_remedy_of_its_own() -> None:
-    assert len(LISTED) > 50
-    assert errors.gaps(LISTED, REMEDIES) == []
+    assert len(listed()) > 50
+    assert errors.gaps(listed(), REMEDIES) == []
 
 
 def test_an_error_without_a_sentence_or_remedy_and_a_remedy_without_an_error_are_found() -> None:
-    listed = [public_error(NoSentence), public_error(Fine)]
+    faulty = [public_error(NoSentence), public_error(Fine)]
     remedies = {"NoSentence": "Do this and that.", "Fine": "fine", "Gone": "Do this and that."}
-    assert errors.gaps(listed, remedies) == ["NoSentence", "Fine: remedy", "Gone: no such error"]
+    assert errors.gaps(faulty, remedies) == ["NoSentence", "Fine: remedy", "Gone: no such error"]
 
 
 def test_every_error_class_of_the_package_is_public_or_said_to_be_internal() -> None:
-    assert errors.unlisted(LISTED) == []
-    assert errors.unlisted(LISTED, internal=()) == sorted(errors.INTERNAL)
+    assert errors.unlisted(listed()) == []
+    assert errors.unlisted(listed(), internal=()) == sorted(errors.INTERNAL)
 
 
-@pytest.mark.parametrize("each", LISTED, ids=lambda each: each.name)
-def test_every_error_is_importable_where_its_page_says(each: PublicError) -> None:
-    section = PAGE.partition(f"\n## {each.name}\n")[2].partition("\n## ")[0]
-    assert f"`from {each.module} import {each.name}`" in section
-    assert getattr(importlib.import_module(each.module), each.name) is each.kind
-    assert "- Raised by: `" in section or "- Raised by: what" in section or each.name == "AIQueueError"
-
-
-PAGE = errors.render(LISTED, REMEDIES)
+def test_every_error_is_importable_where_its_page_says() -> None:
+    for each in listed():
+        section = page().partition(f"\n## {each.name}\n")[2].partition("\n## ")[0]
+        assert f"`from {each.module} import {each.name}`" in section
+        assert getattr(importlib.import_module(each.module), each.name) is each.kind
+        assert "- Raised by: `" in section or "- Raised by: what" in section or each.name == "AIQueueError"
 
 
 def test_the_page_draws_the_tree_of_the_classes() -> None:
-    assert "├── BadInput\n│   ├── InvalidToken\n" in PAGE
-    assert PAGE.count("── ") == len([each for each in LISTED if each.kind.__bases__[0].__name__ in PAGE])
+    assert "├── BadInput\n│   ├── InvalidToken\n" in page()
+    assert page().count("── ") == len([each for each in listed() if each.kind.__bases__[0].__name__ in page()])
 
 
 def test_what_raises_an_error_is_taken_from_the_docstrings_of_public_calls() -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from tools.docs import __main__ as tool
-from tools.docs.pages import render_all
 
 
 def test_the_committed_reference_is_what_the_tool_writes() -> None:
     assert sorted(tool.differing()) == [], f"run `{tool.COMMAND}` and commit docs/reference"
 
 
-def test_a_page_that_was_changed_or_is_missing_differs(tmp_path: Path) -> None:
-    pages = render_all()
+def test_a_page_that_was_changed_or_is_missing_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = {"cli.md": "commands", "settings.md": "settings", "api/client.md": "a client"}
+    monkeypatch.setattr(tool, "render_all", lambda: pages)
     for name, text in pages.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -60,8 +60,8 @@ REMEDIES: Mapping[str, str] = {  # docs/operations/explain.md explains each reas
     "`aiqueue work MODULE:WORKER`",
     "workers_draining": "start new ones: `aiqueue work MODULE:WORKER`",
     "workers_disconnected": "do not restart them: they reconnect by themselves; `aiqueue doctor` checks the server",
-    "workers_stalled": "`aiqueue workers` shows the line of code that blocks a worker: mend it, and restart the worker; "
-    "one without such a line recovers by itself, so restart it only if it is stalled for a minute",
+    "workers_stalled": "`aiqueue workers` shows the line of code that blocks a worker: mend that, and restart the "
+    "worker; one without such a line recovers by itself, so restart it only if it is stalled for a minute",
     "unserved": "`aiqueue workers` as a user who may read the workers' records",
     "limit": "raise it: `aiqueue limits set {scope}`; or wait",
     "lane_limit": "wait for one of them, run `aiqueue inspect {family} --tenant {tenant}`, or raise max_ack_pending in "

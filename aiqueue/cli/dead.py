@@ -206,7 +206,7 @@ def _print_history(letter: DeadLetter) -> None:
                 output.print_line(output.apply_style(f"    {output.escape_controls(text)}", "dim"))
 
 
-def replay(
+def replay(  # noqa: PLR0913  (the options of a filter)
     options: ServerOptions,
     seqs: Seqs = None,
     *,

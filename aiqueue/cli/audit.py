@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..client import AuditedAct, AuditLine, Client
 
 T = TypeVar("T")
+ACTS_MAX = 40  # that are named where none matches
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +37,7 @@ def audit(
     options: ServerOptions,
     *,
     act: Annotated[
-        str | None, typer.Option(metavar="ACT", help="Only these acts: cancel, dead.replay, or all of dead.")
+        str | None, typer.Option(metavar="ACT", help="Only these acts: pause, dead.replay, or all of dead.")
     ] = None,
     user: Annotated[str | None, typer.Option(metavar="USER", help="Only acts of this NATS or OS user.")] = None,
     newer: Annotated[
@@ -47,9 +48,11 @@ def audit(
 ) -> None:
     """Show what operators have done: who, when, from which host, with what filter, and how many jobs it was.
 
-    Lines are kept for 90 days. They say what the tool that wrote them knows: see the page docs/operations/operators.md.
+    Lines are kept for 90 days. They say what the tool that wrote them knows: see the page docs/operations/audit.md.
     """
     from collections import deque  # noqa: PLC0415
+
+    acts: set[str] = set()
 
     async def fetch(client: Client) -> tuple[list[AuditLine], int]:
         kept: deque[AuditLine] = deque(maxlen=limit)
@@ -57,13 +60,16 @@ def audit(
         async for line in client.audit.find(act=act, newer=newer, user=user):
             kept.append(line)
             found += 1
+        if act and not kept:
+            acts.update([line.act async for line in client.audit.find(newer=newer, user=user)])
         return list(kept), found
 
     lines, found = options.run_with_client(fetch, reads=True)
     if json:
         output.print_json([asdict(each) for each in lines])
     elif not lines:
-        output.print_line("no acts match" if act or user or newer else "no acts")
+        others = f"; there are: {', '.join(sorted(acts)[:ACTS_MAX])}" if acts else ""
+        output.print_line(output.escape_controls(f"no acts match{others}") if act or user or newer else "no acts")
     else:
         _print_lines(lines)
     if found > len(lines):
@@ -88,7 +94,8 @@ def _print_lines(lines: list[AuditLine]) -> None:
 def _format_end(line: AuditLine) -> str:
     if line.ended_at is None:
         return "not finished: it goes on, or its process died"
-    return line.error or ", ".join(f"{name} {_plain(value)}" for name, value in line.details.items() if value) or "done"
+    details = ", ".join(f"{name} {_plain(value)}" for name, value in line.details.items() if value)
+    return line.error or details or ("nothing changed" if line.count == 0 else "done")
 
 
 def _format_target(target: Mapping[str, Any]) -> str:

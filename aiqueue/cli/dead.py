@@ -35,6 +35,10 @@ Older = Annotated[
     float | None,
     duration_option("Only jobs that failed at least this long ago, such as 2h.", metavar="AGE"),
 ]
+Newer = Annotated[
+    float | None,
+    duration_option("Only jobs that failed at most this long ago, such as 2h.", metavar="AGE"),
+]
 Error = Annotated[
     str | None,
     typer.Option(metavar="TEXT", help="Only jobs with this in their reason or error, such as ValueError. Any case."),
@@ -53,17 +57,18 @@ def ls(
     kind: Kind = None,
     job: JobId = None,
     older: Older = None,
+    newer: Newer = None,
     error: Error = None,
     limit: Annotated[int, typer.Option(metavar="N", help="Maximum number to list.", min=1)] = 100,
     json: Json = False,
 ) -> None:
     """List dead letters, oldest first."""
-    wanted = _filter(family, tenant, kind, job, older, error)
+    wanted = _filter(family, tenant, kind, job, older, newer, error)
     found, more = options.list_with_client(lambda client: client.dead.find(wanted), limit)
     if json:
         output.print_json([each.summary() for each in found])
     elif not found:
-        filtered = any(each is not None for each in (family, tenant, kind, job, older, error))
+        filtered = any(each is not None for each in (family, tenant, kind, job, older, newer, error))
         output.print_line("no dead letters match; `aiqueue dead ls` lists all" if filtered else "no dead letters")
     else:
         _print_letters(found)
@@ -201,7 +206,7 @@ def _print_history(letter: DeadLetter) -> None:
                 output.print_line(output.apply_style(f"    {output.escape_controls(text)}", "dim"))
 
 
-def replay(
+def replay(  # noqa: PLR0913  (the options of a filter)
     options: ServerOptions,
     seqs: Seqs = None,
     *,
@@ -210,6 +215,7 @@ def replay(
     kind: Kind = None,
     job: JobId = None,
     older: Older = None,
+    newer: Newer = None,
     error: Error = None,
     everything: All = False,
     json: Json = False,
@@ -220,7 +226,7 @@ def replay(
 
     Exit codes: 0 all replayed, 1 some were not.
     """
-    selection = _Selection(seqs, _filter(family, tenant, kind, job, older, error), everything)
+    selection = _Selection(seqs, _filter(family, tenant, kind, job, older, newer, error), everything)
 
     async def replay_selected(client: Client, audited: AuditedAct) -> DeadOutcome:
         found = await selection.find(client.dead)
@@ -248,6 +254,7 @@ def purge(  # noqa: PLR0913  (the options of a filter)
     kind: Kind = None,
     job: JobId = None,
     older: Older = None,
+    newer: Newer = None,
     error: Error = None,
     everything: All = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask for confirmation.")] = False,
@@ -259,7 +266,7 @@ def purge(  # noqa: PLR0913  (the options of a filter)
 
     Exit codes: 0 all deleted, 1 some were not, or the confirmation was refused.
     """
-    selection = _Selection(seqs, _filter(family, tenant, kind, job, older, error), everything)
+    selection = _Selection(seqs, _filter(family, tenant, kind, job, older, newer, error), everything)
     if not yes and not is_interactive():
         raise BadInput("purge deletes dead letters permanently and there is no terminal to confirm it: add --yes")
     found = options.run_with_client(lambda client: selection.find(client.dead), acts=True)
@@ -377,7 +384,7 @@ def _print_outcome(outcome: DeadOutcome, done: str, json: bool) -> None:
 
 def _filter(
     family: str | None = None, tenant: str | None = None, kind: str | None = None, job: str | None = None,
-    older: float | None = None, error: str | None = None,
+    older: float | None = None, newer: float | None = None, error: str | None = None,
 ) -> Filter:  # fmt: skip
     """Return the filter that the options describe. Raises InvalidToken, BadInput."""
     from .. import subjects  # noqa: PLC0415
@@ -389,10 +396,12 @@ def _filter(
         subjects.job_id(job)
     if error is not None and not error.strip():
         raise BadInput("--error is empty: give a part of the error, such as ValueError")
-    return Filter(family=family, tenant=tenant, kind=kind, job_id=job, older_s=older, error=error)
+    if older is not None and newer is not None and older > newer:
+        raise BadInput("no job failed longer ago than --older and not longer ago than --newer: swap the two")
+    return Filter(family=family, tenant=tenant, kind=kind, job_id=job, older_s=older, newer_s=newer, error=error)
 
 
-add_command(app, "ls", examples=("  aiqueue dead ls --tenant acme --older 2h",))(ls)
+add_command(app, "ls", examples=("  aiqueue dead ls --tenant acme --newer 2h",))(ls)
 add_command(app, "show")(show)
 add_command(app, "replay", examples=("  aiqueue dead replay 17 18", "  aiqueue dead replay --error ConnectionError"))(
     replay

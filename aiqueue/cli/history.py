@@ -15,7 +15,7 @@ from .timeline import format_span
 
 if TYPE_CHECKING:
     from ..client import Client
-    from ..metrics import History, Series
+    from ..metrics import History, Point, Series
     from .json_keys import HistoryJson, PercentilesJson, PointJson, SeriesJson
 
 SINCE_S, SINCE_MAX_S = 3600.0, 90 * 86400.0
@@ -110,15 +110,29 @@ def _print_series(shown: Sequence[Series], *, by_family: bool, tenants: bool) ->
         Column("dead", right=True), *(Column(title, right=True) for title in times),
     ]  # fmt: skip
     output.print_table(columns, rows)
+    if len(shown[0].points) > 1:
+        output.print_line(f"\n{_describe_axis(shown[0])}")
     if any(each.name == OTHER for each in shown):
         what = "tenants beyond the first 1,000 of a worker" if tenants else "kinds without a handler"
         output.print_line(f"\n(all others): {what}")
 
 
+def _describe_axis(series: Series) -> str:
+    """Return when the first character of a line begins, and for how long each one stands."""
+    points = series.points
+    per = _points_a_character(points, SPARK_MAX)
+    step_s = per * (points[1].at - points[0].at)
+    return f"ended: {output.format_age(step_s)} a character, the first from {output.format_time(points[0].at)} on"
+
+
+def _points_a_character(points: Sequence[Point], width: int) -> int:
+    return max(1, -(-len(points) // width))
+
+
 def spark(series: Series, width: int = SPARK_MAX) -> str:
     """Draw how many attempts ended over time, the newest last. ``_`` is none, ``·`` that nobody has reported."""
     points = series.points
-    per = max(1, -(-len(points) // width))  # points of a character
+    per = _points_a_character(points, width)
     rates: list[float | None] = []
     for end in range(len(points) - (len(points) - 1) // per * per, len(points) + 1, per):
         known = [each.rate for each in points[max(0, end - per) : end] if each.rate is not None]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from typer.core import TyperCommand
 
-from ..errors import AIQueueError, BadInput
+from ..errors import AIQueueError, BadInput, NotFound, Unavailable
 from ..units import seconds
 from .output import OutputFailed, apply_style, escape_controls, print_line
 
@@ -205,7 +205,7 @@ def add_command(
             try:
                 function(options, **given)
             except AIQueueError as error:
-                print_error(str(error))
+                print_error(with_remedy(error, options))
                 raise typer.Exit(USAGE if isinstance(error, BadInput) else FAILED) from None
             except OutputFailed as failure:
                 if not failure.closed:
@@ -229,6 +229,21 @@ def add_command(
         return function
 
     return register
+
+
+def with_remedy(error: AIQueueError, options: ServerOptions) -> str:
+    """Return the error, with what to do next where only a command knows that."""
+    text = str(error)
+    if isinstance(error, Unavailable) and "no reply within" in text:
+        return f"{text}: the server is away or too busy: try again; `aiqueue doctor` checks the server"
+    if isinstance(error, NotFound) and text.endswith("run `aiqueue apply` first"):
+        try:
+            embedded = not options.settings().servers
+        except AIQueueError:
+            return text
+        if embedded:
+            return f"{text}; an embedded server that has just started creates its streams by itself, in some seconds"
+    return text
 
 
 def help_of(function: Callable[..., Any]) -> str:

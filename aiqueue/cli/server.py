@@ -89,7 +89,7 @@ async def _serve(options: ServerOptions, port: int | None) -> None:
                 if held.url != url:
                     url = held.url
                     output.print_notice(f"the server was restarted at {url}")
-        output.print_notice("\nstopping; the server runs on while other processes use it")
+        output.print_notice("\nstopping; the server ends with the last process that uses it")
     finally:
         held.release()
 

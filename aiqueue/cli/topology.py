@@ -164,7 +164,7 @@ def _print_problems(found: provision.Plan) -> None:
     """Print how many problems of the plan `aiqueue apply` leaves. The lines themselves are those of the plan."""
     if found.problems:
         count = output.format_count(len(found.problems), "problem")
-        output.print_line(f"\n{count} that `aiqueue apply` does not solve: see docs/operations/troubleshooting.md")
+        output.print_line(f"\n{count} that `aiqueue apply` does not solve: see docs/operations/findings.md")
 
 
 def _print_overrides(overrides: list[LimitStats]) -> None:

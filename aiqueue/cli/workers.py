@@ -230,7 +230,7 @@ def describe_worker(found: WorkerStats) -> str:
         case "draining":
             return "takes no more jobs, and ends when those that run have ended"
         case "disconnected":
-            return f"not connected, {ago} ago"
+            return f"no server answered it {ago} ago: it reconnects by itself, do not restart it"
         case _ if found.late_s:
             return (
                 f"not heard of for {output.format_age(found.late_s)}: its event loop may be blocked, or it was killed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -35,11 +36,16 @@ class TimeoutReasons:
         self._asking: Counter[Lane] = Counter()  # who waits for what is known of a lane
 
     async def explain(self, error: ResultTimeout, job: Enqueued, family: Family) -> ResultTimeout:
-        """Return the error with the reason in its text, or unchanged where nothing can be known in EXPLAIN_S."""
+        """Return the error with the reason in its text; with the command that tells, if EXPLAIN_S are too short; and
+        unchanged for a user who may not ask.
+        """
         lane, asking = job.lane, self._asking
         is_late = lane not in asking and len(asking) >= LANES_AT_ONCE
-        if is_late or not self._connection.connected or time.monotonic() < self._quiet_until:
+        if time.monotonic() < self._quiet_until:
             return error
+        unknown = ResultTimeout(f"{error}: `aiqueue explain {shlex.quote(job.job_id)}` says why")
+        if is_late or not self._connection.connected:
+            return unknown
         reader = self._reader()
         asking[lane] += 1
         self._connection.optional += 1
@@ -50,7 +56,7 @@ class TimeoutReasons:
             self._quiet_until = time.monotonic() + DENIED_S
             return error
         except (AIQueueError, TimeoutError):
-            return error
+            return unknown
         finally:
             self._connection.optional -= 1
             asking[lane] -= 1

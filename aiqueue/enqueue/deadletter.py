@@ -79,7 +79,8 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Filter:
-    """Selects dead letters; None matches all. `older_s`: only jobs that failed at least so many seconds ago.
+    """Selects dead letters; None matches all. `older_s`, `newer_s`: only jobs that failed at least, or at most, so many
+    seconds ago.
 
     `error`: only those with this text in their reason or error, such as "ValueError"; case does not count.
     """
@@ -90,6 +91,7 @@ class Filter:
     job_id: str | None = None
     older_s: float | None = None
     error: str | None = None
+    newer_s: float | None = None
 
     def subject(self) -> str:
         """Return the narrowest subject that covers all matches. Raises InvalidToken."""
@@ -103,7 +105,8 @@ class Filter:
             return False
         if self.error is not None and not letter.has_error(self.error):
             return False
-        return self.older_s is None or now - letter.failed_at >= self.older_s
+        age_s = now - letter.failed_at
+        return (self.older_s is None or age_s >= self.older_s) and (self.newer_s is None or age_s <= self.newer_s)
 
 
 @dataclass(frozen=True)

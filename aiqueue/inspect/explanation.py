@@ -56,9 +56,12 @@ REMEDIES: Mapping[str, str] = {  # docs/operations/explain.md explains each reas
     "no_worker": "run one that handles {family}: `aiqueue work MODULE:WORKER`",
     "no_worker_for_tenant": "run a worker that takes the jobs of {tenant}: add it to `tenants` of the `Worker`, then "
     "`aiqueue work MODULE:WORKER`",
-    "workers_lost": "start them again: `aiqueue work MODULE:WORKER`",
+    "workers_lost": "if the server was away, wait 10 s: they report again by themselves; else start them again: "
+    "`aiqueue work MODULE:WORKER`",
     "workers_draining": "start new ones: `aiqueue work MODULE:WORKER`",
-    "workers_stalled": "restart them, and mend what blocks them: `aiqueue workers` shows where",
+    "workers_disconnected": "do not restart them: they reconnect by themselves; `aiqueue doctor` checks the server",
+    "workers_stalled": "`aiqueue workers` shows the line of code that blocks a worker: mend that, and restart the "
+    "worker; one without such a line recovers by itself, so restart it only if it is stalled for a minute",
     "unserved": "`aiqueue workers` as a user who may read the workers' records",
     "limit": "wait; or allow twice as much for an hour: `aiqueue limits set {scope} --for 1h`",
     "lane_limit": "wait for one of them, run `aiqueue inspect {family} --tenant {tenant}`, or raise max_ack_pending in "

@@ -219,6 +219,9 @@ def _unable(found: JobEvidence, lane: LaneEvidence, serving: Sequence[WorkerStat
     able = [each for each in heard if each.state not in ("draining", "stalled", "disconnected")]
     if not able and all(each.state == "draining" for each in heard):
         return Found("workers_draining", f"all of its workers drain, and take no more jobs: {_names(heard)}", said)
+    if not able and all(each.state != "stalled" for each in heard):
+        text = f"no server answered its workers when they last reported: {_names(heard)}"
+        return Found("workers_disconnected", text, said)
     if not able:
         at = tuple(f"{each.name}: {each.blocked_at or 'it gets no jobs'}" for each in heard if each.state == "stalled")
         text = f"all of its workers are stalled, disconnected, or drain: {_names(heard)}"

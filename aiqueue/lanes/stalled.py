@@ -26,6 +26,7 @@ REPORT_VALID_S = 2.5  # how long a report that a lane holds jobs counts
 CLEARED_S = 5.0  # a lane that could deliver nothing is not checked again for so long
 CHECKED_MAX = 8  # lanes that are checked at a time
 UNANSWERED_S = 20.0  # without an answer to the poll while connected: the connection is replaced
+STEP_MAX_S = 6.0  # of the time between two checks that counts: of more, this process was suspended or blocked
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 30.0, 600.0  # between new connections
 RECOVERED_S = 60.0  # without a stalled lane: the next repair starts with a new inbox again
 
@@ -34,7 +35,9 @@ class StalledLaneWatch:
     """Finds stalled lanes once a second, and repairs: at first by new pulls on a new inbox, then by a new connection.
 
     `free` returns the number of free slots. `polled` returns when the poll was last answered, monotonic seconds.
-    `stalled_since` is when a lane was first found stalled, monotonic seconds; None while no lane is.
+    `stalled_since` is when a lane was first found stalled, monotonic seconds; None while no lane is. Time in which the
+    worker could not hear the server does not count: `unanswered` says whether the poll is unanswered on a connection
+    that stands. Such a worker is not stalled.
     """
 
     def __init__(
@@ -51,10 +54,15 @@ class StalledLaneWatch:
         self._repairs = 0  # since all was well for RECOVERED_S
         self._repaired_at = 0.0
         self._caps_read = 0
+        self._checked_at = 0.0  # monotonic seconds
+        self._heard_at = 0.0  # when the poll was last answered, as of the last check
+        self._unheard_s = 0.0  # how long this process has run since then
         self.stalled_since: float | None = None
+        self.unanswered = False
 
     def start(self) -> None:
         """Start the watch."""
+        self._checked_at = time.monotonic()
         self._task = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
@@ -78,12 +86,11 @@ class StalledLaneWatch:
     async def _check(self) -> None:
         """Check quiet lanes, and repair if one looks stalled in two checks in a row, or if the poll gets no answers."""
         now = time.monotonic()
-        if not self._connection.connected:
+        if not self._can_hear(now):
             self._free_since = None
-            return
-        if now - self._polled() > UNANSWERED_S:
-            unanswered_s = now - self._polled()
-            self._repair(f"the server has not answered the poll for {unanswered_s:.0f} s", reconnect=True)
+            self._suspects.clear()
+            if self.unanswered:
+                self._repair(f"the server has not answered the poll for {self._unheard_s:.0f} s", reconnect=True)
             return
         if self._free() <= 0:
             self._free_since = None
@@ -102,6 +109,7 @@ class StalledLaneWatch:
         if stalled:
             lane, more = stalled[0], f" (and {len(stalled) - 1} more)" if len(stalled) > 1 else ""
             quiet_s = now - lane.last_delivery_at
+            self.stalled_since = self.stalled_since or now
             self._repair(
                 f"lane {lane.key}{more} is stalled: it {found[lane]}, and delivers nothing for {quiet_s:.0f} s"
             )
@@ -109,6 +117,21 @@ class StalledLaneWatch:
             self.stalled_since = None
         if self._repairs and now - self._repaired_at > RECOVERED_S and self.stalled_since is None:
             self._repairs = 0
+
+    def _can_hear(self, now: float) -> bool:
+        """Whether the server is heard, and this process was not suspended since the last check."""
+        elapsed, heard_at, connected = now - self._checked_at, self._polled(), self._connection.connected
+        self._checked_at = now
+        if connected and heard_at == self._heard_at:
+            self._unheard_s += min(elapsed, STEP_MAX_S)
+        else:
+            self._unheard_s, self._heard_at = 0.0, heard_at
+        self.unanswered = connected and self._unheard_s > UNANSWERED_S
+        if connected and not self.unanswered and elapsed <= STEP_MAX_S:
+            return True
+        if self.stalled_since is not None:
+            self.stalled_since += elapsed
+        return False
 
     async def _read_cap(self) -> None:
         """Read the max_ack_pending of one lane that is full, another one each time: it may have been changed."""
@@ -154,7 +177,6 @@ class StalledLaneWatch:
         `reconnect`: replace the connection at once, because a new inbox on it would not help.
         """
         now = time.monotonic()
-        self.stalled_since = self.stalled_since or now
         pause_s = QUIET_S
         if self._repairs >= 2:
             pause_s = min(RECONNECT_MAX_S, RECONNECT_FIRST_S * 2.0 ** (self._repairs - 2))

@@ -277,9 +277,11 @@ class EmbeddedServer:
 
     def _timeout_error(self) -> EmbeddedError:
         line = supervisor.last_log_line(supervisor.tail(self._files.log))
+        pid = supervisor.read_state(self._files.state).get("pid")
+        which = f" (pid {pid})" if pid else ""
         return EmbeddedError(
-            f"the embedded server did not answer within {self._within_s:g} s: the machine may be busy, try again; "
-            f"{self._files.log} ends with: {line}"
+            f"the embedded server{which} did not answer within {self._within_s:g} s: it still starts, or the machine "
+            f"is too busy, so look at the load and try again; {self._files.log} ends with: {line}"
         )
 
 

@@ -42,9 +42,11 @@ class BlockedReport:
     def note(self, blocked_s: float, where: str) -> None:
         """The loop has been blocked for so many seconds, there; 0: it answers."""
         if blocked_s < AFTER_S:
+            self._blocked_since = 0.0
             self._over.set()
             return
-        self._blocked_since, self._where = time.monotonic() - blocked_s, where
+        since = time.monotonic() - blocked_s  # the watchdog does not count time in which the process was suspended
+        self._blocked_since, self._where = min(self._blocked_since or since, since), where
         if self._thread is None or (self._over.is_set() and not self._thread.is_alive()):
             over = threading.Event()
             thread = threading.Thread(target=self._run, args=(over,), name="aiqueue-blocked", daemon=True)
@@ -85,5 +87,6 @@ class BlockedReport:
             await connection.close()
 
     def _record(self) -> dict[str, Any]:
-        stalled_s = round(time.monotonic() - self._blocked_since, 1)
+        now = time.monotonic()
+        stalled_s = round(now - (self._blocked_since or now), 1)
         return {**self._describe(), "state": "stalled", "stalled_s": stalled_s, "blocked_at": self._where[:500]}

@@ -141,13 +141,13 @@ class Session:
     def vitals(self) -> dict[str, Any]:
         """Return the state of this run as plain data. Times are seconds since the epoch.
 
-        `state`: ok, draining, disconnected, or stalled for `stalled_s` seconds: lanes hold jobs, slots are free, and
-        nothing arrives.
+        `state`: ok, draining, disconnected (no server answers), or stalled for `stalled_s` seconds: lanes hold jobs,
+        slots are free, and nothing arrives.
         """
         connected, since = self._client.connection.connected, self.stalled_watch.stalled_since
         now = time.monotonic()
         state = "stalled" if since else "ok"
-        if self._draining or not connected:
+        if self._draining or not connected or self.stalled_watch.unanswered:
             state = "draining" if self._draining else "disconnected"
         return {
             "state": state,
@@ -160,7 +160,7 @@ class Session:
             "done": self.done,
             "last_delivery": self._last_delivery_at and time.time() - (now - self._last_delivery_at),
             "connected": connected,
-            "stalled_s": now - since if since else 0.0,
+            "stalled_s": now - since if since and state == "stalled" else 0.0,
             "lanes": sum(not lane.in_line for lane in self.puller.lanes),
         }
 

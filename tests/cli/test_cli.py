@@ -796,6 +796,10 @@ class TestDead:
         assert self.seqs(ready, "--kind", "echo", "--job", "doc-3") == [3]
         assert self.seqs(ready, "--older", "1h") == []
         assert self.seqs(ready, "--older", "0s", "--limit", "2") == [1, 2]
+        assert self.seqs(ready, "--newer", "1h", "--tenant", "acme") == [1]
+        assert self.seqs(ready, "--newer", "0s") == []
+        assert "no dead letters match" in ready("dead", "purge", "--newer", "0s", "--yes").stdout
+        assert ready("dead", "ls", "--older", "2h", "--newer", "1h").exit_code == 2
         assert "more than 2" in ready("dead", "ls", "--limit", "2").stderr
 
     def test_an_error_selects_what_is_listed_replayed_and_purged(self, ready: Cli) -> None:

@@ -84,6 +84,7 @@ def test_families_kinds_and_tenants_are_shown_with_their_outcomes_and_times(cli:
     assert by_family[1].split()[0] == "agent.tasks"
     assert by_family[1].split()[2:5] == ["2,400", "10", "4"]
     assert by_family[1].split()[-1] == "354ms/3.5s/3.9s"
+    assert by_family[-1].startswith("ended: 3m a character, the first from 20")
     by_kind = cli("history", "agent.tasks").stdout
     assert "page.render " in by_kind
     assert "\n(all others) " in by_kind

@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -234,6 +235,9 @@ def test_the_audit_is_shown_for_people_and_by_act(cli: Cli, tenant: str) -> None
     assert f"family=agent.tasks tenant={tenant}" in shown.stdout
     assert "resume" not in shown.stdout
     assert cli("audit", "--user", "nobody-of-this-name").stdout == "no acts match\n"
+    assert re.search("^no acts match; there are: .*pause, .*resume", cli("audit", "--act", "pauze").stdout)
+    cli("resume", "agent.tasks", "--tenant", tenant)
+    assert "nothing changed" in cli("audit", "--act", "resume", "--newer", "1h", "--limit", "1").stdout
 
 
 def test_an_act_that_cannot_be_written_down_is_done_and_says_so(

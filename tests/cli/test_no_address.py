@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import aiqueue
+from aiqueue.cli.options import ServerOptions, with_remedy
 from aiqueue.config import Settings
-from aiqueue.errors import SettingsError
+from aiqueue.errors import NotFound, SettingsError, Unavailable
 from aiqueue.server import DIRECTORY, EmbeddedServer
 
 from .. import forks
@@ -55,6 +56,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "work" / "app.py").write_text(WORKER)
     yield tmp_path / "work"
     wait_until(lambda: not processes(str(tmp_path)))
+
+
+def test_errors_of_a_server_that_is_busy_or_has_just_started_say_what_to_do(place: Path) -> None:
+    embedded, own = ServerOptions(), ServerOptions(url="nats://127.0.0.1:4222")
+    unanswered = Unavailable("$JS.API.STREAM.INFO.AI_GATEWAY_BATCHES: no reply within 5 s")
+    assert with_remedy(unanswered, own).endswith(": try again; `aiqueue doctor` checks the server")
+    absent = NotFound("there is no stream KV_AI_PRESENCE: run `aiqueue apply` first")
+    assert with_remedy(absent, embedded).endswith("creates its streams by itself, in some seconds")
+    assert with_remedy(absent, own) == str(absent)
+    assert with_remedy(NotFound("no such job"), embedded) == "no such job"
 
 
 def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -165,7 +165,7 @@ async def test_of_many_lanes_at_once_some_are_asked_and_the_others_wait_for_noth
     assert 0 < len(asked) <= timeouts.LANES_AT_ONCE
 
 
-async def test_a_reason_that_cannot_be_known_in_time_is_left_out(
+async def test_an_error_whose_reason_cannot_be_known_in_time_names_the_command_that_tells(
     client: aiqueue.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def slow(*_: Any) -> None:
@@ -176,7 +176,8 @@ async def test_a_reason_that_cannot_be_known_in_time_is_left_out(
     started_at = time.monotonic()
     error = await timeout_of(handle)
     assert time.monotonic() - started_at < 0.2 + timeouts.EXPLAIN_S + 0.1
-    assert (str(error), error.reason) == (f"timed out after 0.2 s waiting for the result of job {handle.id}", "")
+    text = f"timed out after 0.2 s waiting for the result of job {handle.id}: `aiqueue explain {handle.id}` says why"
+    assert (str(error), error.reason) == (text, "")
 
 
 async def test_without_the_rights_the_reason_is_left_out_and_nothing_is_logged(

@@ -85,7 +85,9 @@ def test_each_alert_says_what_to_do() -> None:
     for rule in found:
         assert "`aiqueue " in rule["annotations"]["description"]
         assert rule["labels"]["severity"] in ("warning", "critical")
-        assert f"`{rule['alert']}`" in page
+        row = re.search(rf"^\| `{rule['alert']}` \|.*", page, re.MULTILINE)
+        assert row is not None
+        assert row[0].endswith(f"| {rule.get('for', 'at once')} | `{' '.join(rule['expr'].split())}` |")
 
 
 def test_the_dashboard_asks_the_data_source_that_is_chosen() -> None:

@@ -79,6 +79,7 @@ async def test_its_workers_drain(client: aiqueue.Client, why: Why) -> None:
     ("fields", "reason", "shown"),
     [
         ({"state": "stalled", "stalled_s": 5.0, "blocked_at": "app.py:7 in f"}, "workers_stalled", "app.py:7 in f"),
+        ({"state": "disconnected"}, "workers_disconnected", "lane"),
         ({"kinds": {FAMILY: ["other", "more"]}}, "unknown_kind", "more, other"),
         ({"running": 10, "waiting": 0}, "slots_busy", "10 of 10 slots in use"),
         ({}, "turn", "it is found within a second"),

@@ -95,14 +95,42 @@ async def test_a_worker_whose_polls_nobody_answers_gets_a_new_connection(
     client: aiqueue.Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     monkeypatch.setattr("aiqueue.lanes.stalled.UNANSWERED_S", 2.0)
-    async with worker().running(client):
+    async with worker().running(client) as session:
         await runs_a_job(client)
         link = client.connection._client
         assert link is not None
         link._reply_sid = -1
+        await eventually(lambda: session.stalled_watch.unanswered)
+        assert session.vitals()["stalled_s"] == 0.0
         await eventually(lambda: client.connection._client is not link and client.connection.connected)
         await runs_a_job(client)
     assert [line.rpartition(", ")[2] for line in warnings_in(caplog)] == ["on a new connection"]
+
+
+async def test_a_worker_that_cannot_hear_the_server_is_disconnected_and_not_stalled(client: aiqueue.Client) -> None:
+    async with worker().running(client) as session:
+        watch, now = session.stalled_watch, time.monotonic()
+        await watch.stop()
+        watch.stalled_since, watch._checked_at, watch._polled = now - 50, now, lambda: now
+        assert watch._can_hear(now + 0.5)
+        assert [watch._can_hear(now + 5.0 * each) for each in range(1, 7)] == [True] * 4 + [False] * 2
+        found = session.vitals()
+        assert (found["state"], found["stalled_s"]) == ("disconnected", 0.0)
+        assert watch.stalled_since == now - 40  # the last two steps do not count
+        watch._polled = lambda: now + 30
+        assert watch._can_hear(now + 30.5)
+        assert session.vitals()["state"] == "stalled"
+
+
+async def test_a_worker_whose_process_was_suspended_is_not_taken_for_stalled(client: aiqueue.Client) -> None:
+    async with worker().running(client) as session:
+        watch, now = session.stalled_watch, time.monotonic()
+        await watch.stop()
+        watch._checked_at, watch._polled = now, lambda: now
+        assert watch._can_hear(now + 0.5)
+        assert not watch._can_hear(now + 90)  # what was read before is old
+        assert watch._can_hear(now + 90.5)
+        assert session.vitals()["state"] == "ok"
 
 
 async def test_lanes_that_deliver_nothing_for_a_reason_are_not_stalled(

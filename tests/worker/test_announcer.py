@@ -265,3 +265,16 @@ def test_a_process_without_a_thread_for_the_record_of_a_blocked_loop_keeps_its_w
     report.note(60.0, "app.py:1 in f")
     report.note(0.0, "")
     report.note(61.0, "app.py:1 in f")
+
+
+def test_the_time_for_which_a_loop_is_blocked_never_goes_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog leaves out time in which its process was suspended: 35.8 s were followed by 23.2 s."""
+    report = BlockedReport(Settings, Topology.load(), "one", dict)
+    monkeypatch.setattr(threading.Thread, "start", lambda _thread: None)
+    report.note(60.0, "app.py:1 in f")
+    before = report._record()["stalled_s"]
+    report.note(20.0, "app.py:1 in f")
+    assert report._record()["stalled_s"] >= before >= 60.0
+    report.note(0.0, "")
+    report.note(7.0, "app.py:1 in f")
+    assert report._record()["stalled_s"] < 8.0

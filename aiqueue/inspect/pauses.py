@@ -50,6 +50,7 @@ async def read_key_pauses(connection: Connection, topology: Topology) -> list[Pa
     from ..limits import Controls, Rules  # noqa: PLC0415 -- where no family has limits, nobody pays for their room
 
     controls = Controls(connection, topology, Rules(), connection.clock.now)
+    await connection.clock.ensure(controls.stream)
     await controls.reload()
     return [pause_of(each) for each in controls.pauses()]
 

@@ -83,7 +83,13 @@ class PauseWatch:
         stream = self._pauses.stream
         try:
             read = self._connection.read(stream, self._pauses.filter, confirmed=False)
-            found = {each.subject: each.seq async for each in read}
+            found, now = {}, self._connection.clock.now()
+            async for each in read:
+                found[each.subject] = each.seq
+                if each.subject not in self._known and each.subject not in noticed:
+                    pause = parse_pause(each)
+                    if pause is None or has_ended(pause, now):  # thousands may have ended in the last days
+                        self._known[each.subject] = each.seq, pause
             known = {subject: seq for subject, (seq, _) in self._known.items()}
             differing = noticed | {each for each in found.keys() | known.keys() if found.get(each) != known.get(each)}
             for subject in differing:

@@ -25,6 +25,7 @@ from ..units import short_duration, text
 PREFIX = "pause"
 DURATION_MAX_S = 366 * 86_400.0
 TEXT_MAX = 500  # characters of a reason, and of a name
+ENDED_S = 10 * 86_400  # how long the key of a pause outlives its end, see `_store`
 
 
 class PauseScope(NamedTuple):
@@ -143,6 +144,7 @@ class StoredPauses:
 
         Raises Unavailable, NotFound (the stream is missing), AccessDenied.
         """
+        await self._connection.clock.ensure(self.stream)
         now = self._connection.clock.now()
         found = [parse_pause(each) async for each in self._connection.read(self.stream, self.filter)]
         active = [each for each in found if each is not None and not has_ended(each, now)]
@@ -193,7 +195,7 @@ class StoredPauses:
         until = None if duration_s is None else started_at + duration_s
         pause = Pause(*scope[:3], round(since, 3), by, reason, until and round(until, 3), now)
         body = {key: getattr(pause, key) for key in pause.__slots__ if key != "key"}
-        await self._store(scope, json.dumps(body).encode(), {})
+        await self._store(scope, json.dumps(body).encode(), duration_s)
         return pause
 
     async def end(self, scope: PauseScope) -> Pause | None:
@@ -205,7 +207,7 @@ class StoredPauses:
         former = await self._last(scope)
         if former is None:
             return None
-        await self._store(scope, b"", {headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub"})
+        await self._store(scope, b"", 0, {headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub"})
         return None if has_ended(former, self._connection.clock.now()) else former
 
     async def _last(self, scope: PauseScope) -> Pause | None:
@@ -215,12 +217,17 @@ class StoredPauses:
             raise NotFound(f"there is no stream {self.stream}: run `aiqueue apply` first") from None
         return parse_pause(stored) if stored is not None else None
 
-    async def _store(self, scope: PauseScope, body: bytes, fields: Mapping[str, str]) -> None:
-        """Store a key for good: where the newest message of a key expires, a former one comes back after a kill -9 of
-        the server (docs/decisions/deleted-keys.md).
+    async def _store(
+        self, scope: PauseScope, body: bytes, holds_s: float | None, fields: Mapping[str, str] | None = None
+    ) -> None:
+        """Store a key. It outlives its end by days: where the newest message of a key expires, a former one comes back
+        after a kill -9 of the server, until the records of workers have pushed it out (docs/decisions/deleted-keys.md).
         """
+        told = {headers.MSG_ID: subjects.new_id(), **(fields or {})}
+        if holds_s is not None:
+            told[headers.TTL] = f"{math.ceil(holds_s) + ENDED_S}s"
         subject = subjects.bucket(self.stream, *scope.tokens)
-        await self._connection.store(subject, body, {headers.MSG_ID: subjects.new_id(), **fields})
+        await self._connection.store(subject, body, told)
         with contextlib.suppress(AIQueueError):  # workers look by themselves, too
             await self._connection.publish(subjects.PAUSES, subject.encode())
 

@@ -28,6 +28,7 @@ CHECKED_MAX = 8  # lanes that are checked at a time
 UNANSWERED_S = 20.0  # without an answer to the poll while connected: the connection is replaced
 STEP_MAX_S = 6.0  # of the time between two checks that counts: of more, this process was suspended or blocked
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 30.0, 600.0  # between new connections
+RENEWALS_MAX = 3  # where the server does not answer: then this process is perhaps at fault, and is stalled
 RECOVERED_S = 60.0  # without a stalled lane: the next repair starts with a new inbox again
 
 
@@ -74,6 +75,7 @@ class StalledLaneWatch:
 
     async def _watch(self) -> None:
         while True:
+            self._checked_at = time.monotonic()  # a check may take long itself
             await asyncio.sleep(CHECK_EVERY_S)
             try:
                 await self._check()
@@ -90,6 +92,8 @@ class StalledLaneWatch:
             self._free_since = None
             self._suspects.clear()
             if self.unanswered:
+                if not self.waits_for_server:
+                    self.stalled_since = self.stalled_since or now
                 self._repair(f"the server has not answered the poll for {self._unheard_s:.0f} s", reconnect=True)
             return
         if self._free() <= 0:
@@ -129,9 +133,16 @@ class StalledLaneWatch:
         self.unanswered = connected and self._unheard_s > UNANSWERED_S
         if connected and not self.unanswered and elapsed <= STEP_MAX_S:
             return True
-        if self.stalled_since is not None:
+        if self.stalled_since is not None and not (self.unanswered and not self.waits_for_server):
             self.stalled_since += elapsed
         return False
+
+    @property
+    def waits_for_server(self) -> bool:
+        """Whether the server does not answer, and new connections have not been tried in vain: else this process may be
+        at fault, and is to be replaced.
+        """
+        return self.unanswered and self._repairs <= RENEWALS_MAX
 
     async def _read_cap(self) -> None:
         """Read the max_ack_pending of one lane that is full, another one each time: it may have been changed."""

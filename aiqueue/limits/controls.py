@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .. import headers, subjects
 from ..connection import Connection, Received, Stored, Subscription
-from ..errors import BadInput, Conflict, NotFound
+from ..errors import BadInput, Conflict, NotFound, Unavailable
 from ..topology import Topology
 from ..units import short_duration, text
 from .rules import (
@@ -31,7 +31,6 @@ from .rules import (
 log = logging.getLogger(__name__)
 
 VERSION = 1
-PURGED_S = 60.0  # how long the marker of a deleted key stays, unless what it replaces stays for longer
 STORE_S = 10.0
 EXPIRES_MAX_S = 366 * 86_400.0
 EXPIRED_TTL_S = 60  # how much longer than it holds something is stored
@@ -125,10 +124,11 @@ class Controls:
         now = self._clock()
         override = Override(rule, author, now, None if expires_in_s is None else now + expires_in_s)
         plain = {"v": VERSION, **rule.plain(), **{key: getattr(override, key) for key in override._fields[1:]}}
-        await self._store(self._subject("rule", rule.id), plain, expires_in_s)
+        await self._store(self._subject("rule", rule.id), plain, None)
         return override
 
     def _has_rule_for(self, which: RuleId) -> bool:
+        self.rules.expire(self._clock())
         is_set = which in self.rules.declared or which in self.rules.overrides
         return is_set or self.rules.more_general(which, self._clock()) is not None
 
@@ -249,9 +249,8 @@ class Controls:
         self, subject: str, plain: Mapping[str, Any], holds_s: float | None, *, expected: int | None = None
     ) -> None:
         told = {headers.MSG_ID: subjects.new_id()}
-        former = await self._last(subject) if holds_s is not None and expected != 0 else None
         if holds_s is not None:
-            told |= self._lifetime(former, holds_s + EXPIRED_TTL_S)
+            told |= await self._lifetime(subject, holds_s + EXPIRED_TTL_S, is_new=expected == 0)
         if expected is not None:
             told[headers.EXPECTED] = str(expected)
         data = json.dumps(plain).encode()
@@ -265,17 +264,20 @@ class Controls:
         if stored is None or headers.KV_OPERATION in stored.headers:
             return None
         told = {headers.MSG_ID: subjects.new_id(), headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub"}
-        told |= self._lifetime(stored, PURGED_S)
-        ack = await self._connection.store(subject, b"", told, timeout_s=STORE_S)
+        ack = await self._connection.store(subject, b"", told, timeout_s=STORE_S)  # for good, see `_lifetime`
         self._see(subject, ack.seq, b"")
         return self._read(stored, subject)
 
-    def _lifetime(self, former: Stored | None, least_s: float) -> dict[str, str]:
-        """Return the header of a message that is to expire, and replaces `former`: none if that does not expire.
+    async def _lifetime(self, subject: str, least_s: float, *, is_new: bool) -> dict[str, str]:
+        """Return the header of a pause that is to expire: none if a message that it replaces does not expire.
 
         The newest message of a key must not expire before one that it has replaced: that one comes back after a kill -9
-        of the server (docs/decisions/deleted-keys.md).
+        of the server (docs/decisions/deleted-keys.md). `is_new`: the subject has no message.
         """
+        try:
+            former = None if is_new else await self._last(subject)
+        except Unavailable:
+            return {}
         if former is not None:
             found = _TTL.fullmatch(former.headers.get(headers.TTL, ""))
             if found is None:

@@ -16,7 +16,8 @@ from .document import ScheduleDocument
 
 log = logging.getLogger(__name__)
 
-ENDED_TTL = "9600h"  # how long the marker of a removed schedule stays if the bucket is half full; otherwise for good
+ENDED_TTL = "240h"  # how long the marker of a removed schedule stays in a bucket of many keys, else for good
+KEYS_MANY = 1_000
 STORE_S = 5.0
 GROWTH = 1_024  # bytes by which a document may grow as its schedule fires
 SPARE_SHARE = 16  # of the bucket, one part of so many is left to schedules that others add at the same moment
@@ -92,12 +93,13 @@ class ScheduleStore:
         await self.write(self.key(found.tenant, found.id), found.seq, b"", fields, STORE_S)
 
     async def _marker_ttl(self) -> dict[str, str]:
-        """Return the lifetime of a marker: where it expires, a former version of the schedule comes back after a kill
-        -9 of the server (docs/decisions/deleted-keys.md).
+        """Return the lifetime of a marker: where it expires, a former version of the schedule may come back after a
+        kill -9 of the server. A bucket in which much is written soon loses former versions for good
+        (docs/decisions/deleted-keys.md).
         """
         with contextlib.suppress(AIQueueError):
             info = await self.connection.api(f"STREAM.INFO.{self.stream}")
-            if 0 < info["config"].get("max_bytes", -1) < 2 * info["state"]["bytes"]:
+            if info["state"]["messages"] > KEYS_MANY:
                 return {headers.TTL: ENDED_TTL}
         return {}
 

@@ -8,6 +8,7 @@ LateSpan, which knows when it began and when it has ended; the provider makes th
 from __future__ import annotations
 
 import asyncio
+import importlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -40,6 +41,8 @@ class LateSpan:
         with self._lock:  # a handler may run in a thread, and leave others behind
             if self._make is not None:
                 make, self._make = self._make, None
+                # as long as it is made, for a processor or a sampler that asks for the current span
+                self._made = importlib.import_module("opentelemetry.trace").INVALID_SPAN
                 self._made = make(self)
                 if self._ended_at:
                     self._made.end(self._ended_at)
@@ -77,17 +80,20 @@ class LateSpans:
     def __init__(self, guard: Callable[..., None]) -> None:
         self._guard = guard
         self._spans: list[LateSpan] = []
+        self._loop: asyncio.AbstractEventLoop | None = None  # whose timer makes them
 
     def add(self, span: LateSpan) -> None:
         """Have a span made soon; at once outside of an event loop."""
-        spans = self._spans
-        spans.append(span)
-        if len(spans) == 1:
-            try:
-                asyncio.get_running_loop().call_later(WITHIN_S, self.make, context=Context())
-            except RuntimeError:
-                self.make()
-        elif len(spans) >= BATCH:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._guard(span.made)
+            return
+        self._spans.append(span)
+        if len(self._spans) == 1 or loop is not self._loop:  # a former loop may have ended before its timer
+            self._loop = loop
+            loop.call_later(WITHIN_S, self.make, context=Context())
+        elif len(self._spans) >= BATCH:
             Context().run(self.make)
 
     def make(self) -> None:

@@ -147,7 +147,7 @@ class Session:
         connected, since = self._client.connection.connected, self.stalled_watch.stalled_since
         now = time.monotonic()
         state = "stalled" if since else "ok"
-        if self._draining or not connected or self.stalled_watch.unanswered:
+        if self._draining or not connected or self.stalled_watch.waits_for_server:
             state = "draining" if self._draining else "disconnected"
         return {
             "state": state,

@@ -379,7 +379,7 @@ class TestPlanAndApply:
             assert result.exit_code == code
             assert "! AI_AGENT_TASKS: the stream COPY is a mirror" in result.stdout
             assert (
-                "1 problem that `aiqueue apply` does not solve: see docs/operations/troubleshooting.md" in result.stdout
+                "1 problem that `aiqueue apply` does not solve: see docs/operations/findings.md" in result.stdout
             )
         (problem,) = json.loads(ready("plan", "--json").stdout)["problems"]
         assert (problem["stream"], problem["code"]) == ("AI_AGENT_TASKS", "foreign-mirror")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -19,9 +20,10 @@ log = logging.getLogger(__name__)
 
 VERSION: Final = 1
 STORE_S: Final = 10.0
-# How long the marker of a deleted key stays: longer than any file or ended batch, which otherwise comes back after a
-# kill -9 of the server (docs/decisions/deleted-keys.md).
-ENDED_TTL: Final = "800h"
+# How long the marker of a deleted key stays: longer than the key would have, which otherwise comes back after a kill -9
+# of the server (docs/decisions/deleted-keys.md).
+MARKER_S: Final = 600
+ENDED_TTL: Final = "800h"  # of a key without a lifetime
 What = Literal["file", "batch"]
 
 
@@ -80,8 +82,13 @@ class BatchStore:
 
     async def delete(self, what: What, tenant: str, key: str, *, expected: int) -> None:
         """Delete a document whose sequence is `expected`. Raises as `put`."""
-        fields = {headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub", headers.TTL: ENDED_TTL}
-        await self._write(self._subject(what, tenant, key), b"", expected, fields)
+        subject, ttl = self._subject(what, tenant, key), ENDED_TTL
+        stored = await self._last(subject)
+        if stored is not None and (lifetime := stored.headers.get(headers.TTL, "")).removesuffix("s").isdecimal():
+            left_s = stored.time + int(lifetime.removesuffix("s")) - await self.now()
+            ttl = f"{max(0, math.ceil(left_s)) + MARKER_S}s"
+        fields = {headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub", headers.TTL: ttl}
+        await self._write(subject, b"", expected, fields)
 
     async def read(self, what: What, tenant: str | None) -> AsyncIterator[KeptDocument]:
         """Yield what is kept for a tenant, or for all (None), in the order of writes. What cannot be read is logged,

@@ -745,21 +745,29 @@ async def test_an_act_that_may_not_be_audited_is_done_and_one_line_says_what_to_
     )
 
 
-async def test_the_three_users_of_the_page_about_production_suffice(
+async def test_the_four_users_of_the_page_about_production_suffice(
     own_server: OwnServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a pipeline that applies, a worker, and a web service."""
+    """Of a pipeline that applies, a worker, a web service, and operators."""
     page = (ROOT / "docs/operations/production.md").read_text()
     (config,) = re.findall(r"```text\n(authorization .*?)```", page, re.DOTALL)
     server = own_server(re.sub(r"\$\w+_PASSWORD", "p", config))
-    environment = os.environ | {"AIQUEUE_URL": server.url, "AIQUEUE_USER": "apply", "AIQUEUE_PASSWORD": "p"}
-    command = [sys.executable, "-m", "aiqueue", "apply"]
-    done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+    async def run(user: str, *words: str) -> None:
+        environment = os.environ | {"AIQUEUE_URL": server.url, "AIQUEUE_USER": user, "AIQUEUE_PASSWORD": "p"}
+        command = [sys.executable, "-m", "aiqueue", *words]
+        done = await asyncio.to_thread(
+            subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+    await run("apply", "apply")
     worker = aiqueue.Worker()
 
     @worker.handle(Task)
     async def task(job: aiqueue.Job[Task]) -> str:
+        if job.message.text == "bad":
+            raise aiqueue.Reject("bad")
         return job.message.text
 
     async with (
@@ -770,6 +778,12 @@ async def test_the_three_users_of_the_page_about_production_suffice(
         assert (await describe(handle))["state"] == "queued"
         async with worker.running(serving):
             assert await handle.result(timeout=20) == "x"
+            bad = await service.enqueue(Task(text="bad"), tenant="acme")
+            with pytest.raises(aiqueue.JobFailed):
+                await bad.result(timeout=20)
+            await run("operator", "explain", bad.id)
         assert (await describe(handle))["state"] == "done"
+    for words in ("doctor", "jobs ls", f"inspect {bad.id}", "dead ls", f"dead replay --job {bad.id}", "audit"):
+        await run("operator", *words.split())
     assert "denied" not in caplog.text
     assert "Violation" not in caplog.text

@@ -59,8 +59,9 @@ MODEL_KEYS: Final[Mapping[str, FileKey]] = {
     "max_output_tokens": FileKey(
         "How many tokens a completion has at most. A request with a higher limit is refused. For a request without a "
         "limit, this number is reserved, and sent as the limit. So it may be below the provider's own maximum, but not "
-        'with `limit_field = "none"`, where nothing is sent. If the number is above half of `context`, it is sent only '
-        "where it fits beside the prompt; otherwise nothing is sent, and all of `context` is reserved.",
+        'with `limit_field = "none"`, where nothing is sent. A number up to half of `context` is always sent. A number '
+        "above half is sent if it and the prompt fit into `context` together. If they do not fit, nothing is sent, and "
+        "all of `context` is reserved.",
         'none; required for `"chat"`',
     ),
     "tokens_per_byte": FileKey(

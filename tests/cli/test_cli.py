@@ -378,9 +378,7 @@ class TestPlanAndApply:
             result = ready(verb)
             assert result.exit_code == code
             assert "! AI_AGENT_TASKS: the stream COPY is a mirror" in result.stdout
-            assert (
-                "1 problem that `aiqueue apply` does not solve: see docs/operations/findings.md" in result.stdout
-            )
+            assert "1 problem that `aiqueue apply` does not solve: see docs/operations/findings.md" in result.stdout
         (problem,) = json.loads(ready("plan", "--json").stdout)["problems"]
         assert (problem["stream"], problem["code"]) == ("AI_AGENT_TASKS", "foreign-mirror")
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import aiqueue
+from aiqueue.lanes.stalled import RENEWALS_MAX
 from aiqueue.worker.session import Session
 
 from ..support import Eventually
@@ -120,6 +121,19 @@ async def test_a_worker_that_cannot_hear_the_server_is_disconnected_and_not_stal
         watch._polled = lambda: now + 30
         assert watch._can_hear(now + 30.5)
         assert session.vitals()["state"] == "stalled"
+
+
+async def test_a_worker_that_new_connections_have_not_helped_is_stalled_and_is_replaced(client: aiqueue.Client) -> None:
+    async with worker().running(client) as session:
+        watch, now = session.stalled_watch, time.monotonic()
+        await watch.stop()
+        watch._polled, watch._heard_at = lambda: now, now
+        watch._unheard_s, watch._checked_at, watch._repaired_at = 100.0, now, now
+        states = []
+        for watch._repairs in (RENEWALS_MAX, RENEWALS_MAX + 1):
+            await watch._check()
+            states.append(session.vitals()["state"])
+        assert states == ["disconnected", "stalled"]
 
 
 async def test_a_worker_whose_process_was_suspended_is_not_taken_for_stalled(client: aiqueue.Client) -> None:

@@ -144,3 +144,39 @@ async def test_so_many_spans_are_made_at_once(client: aiqueue.Client, account: A
         for number in range(late_span.BATCH):
             await traced.enqueue(Page(number=number), tenant="acme")
         await eventually(lambda: recorder.names.count("process ai.agent.tasks") >= late_span.BATCH - 2)
+
+
+async def test_a_span_may_be_asked_for_while_it_is_made() -> None:
+    """By a sampler, a processor, or a log record of theirs that names the current span."""
+    seen = []
+
+    def make(span: late_span.LateSpan) -> trace.Span:
+        seen.append(span.get_span_context().is_valid)
+        return trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
+
+    made = late_span.LateSpan(make, {})
+    assert made.get_span_context().is_valid
+    assert seen == [False]
+
+
+def test_spans_are_made_although_a_former_event_loop_has_ended_before_it_could(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(late_span, "WITHIN_S", 0.01)
+    made: list[int] = []
+    spans = late_span.LateSpans(lambda function: function())
+
+    def add(number: int) -> None:
+        spans.add(late_span.LateSpan(lambda _: made.append(number), {}))
+
+    async def add_and_wait(number: int) -> None:
+        add(number)
+        await eventually(lambda: number in made)
+
+    async def add_only() -> None:
+        add(1)
+
+    asyncio.run(add_only())
+    assert made == []
+    asyncio.run(add_and_wait(2))
+    assert made == [1, 2]
+    add(3)  # without a loop
+    assert made == [1, 2, 3]

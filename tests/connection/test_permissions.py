@@ -783,7 +783,10 @@ async def test_the_four_users_of_the_page_about_production_suffice(
                 await bad.result(timeout=20)
             await run("operator", "explain", bad.id)
         assert (await describe(handle))["state"] == "done"
-    for words in ("doctor", "jobs ls", f"inspect {bad.id}", "dead ls", f"dead replay --job {bad.id}", "audit"):
+    acts = ("pause agent.tasks --tenant acme", "pause", "resume agent.tasks --tenant acme", "limits ls")
+    cancel = "jobs cancel --family agent.tasks --tenant acme --yes"
+    looks = ("doctor", "jobs ls", f"inspect {bad.id}", "dead ls", "workers", "history")
+    for words in (*looks, f"dead replay --job {bad.id}", *acts, cancel, "audit"):
         await run("operator", *words.split())
     assert "denied" not in caplog.text
     assert "Violation" not in caplog.text

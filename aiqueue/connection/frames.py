@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import BadInput, TooLarge, Unavailable
-from ..headers import NAME
+from ..headers import NAME, TTL
 from .faults import from_api
 
 Headers = Mapping[str, str]
@@ -24,6 +24,8 @@ _CACHED_MAX = 1_000
 SUBJECT_BYTES_MAX = 1_000  # the server closes a connection that sends a line above 4 KiB
 # what the server takes; plain publishers do use odd characters, and UTF-8 has no lone surrogates
 _SUBJECT = re.compile(r"[^ \t\r\n.\ud800-\udfff]++(?:\.[^ \t\r\n.\ud800-\udfff]++)*+")
+
+_LIFETIME = re.compile("([0-9]{1,12})s")  # of Nats-TTL, as aiqueue writes it
 
 
 class Status(NamedTuple):
@@ -82,6 +84,12 @@ class Stored(NamedTuple):
     data: bytes
     headers: Headers
     time: float
+
+    @property
+    def expires_at(self) -> float | None:
+        """When the message expires, in seconds since the epoch; None: it has no lifetime in whole seconds."""
+        found = _LIFETIME.fullmatch(self.headers.get(TTL, ""))
+        return None if found is None else self.time + int(found[1])
 
 
 def ack_info(reply: str) -> tuple[str, str, int, int, float, int]:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,7 +34,6 @@ STORE_S = 10.0
 EXPIRES_MAX_S = 366 * 86_400.0
 EXPIRED_TTL_S = 60  # how much longer than it holds something is stored
 PAUSE_MAX_S = 366 * 86_400.0
-_TTL = re.compile("([0-9]{1,12})s")
 TRIES_MAX = 5  # of a write that others' writes come before
 TEXT_MAX = 500  # characters of a name, and of why something is paused
 
@@ -279,10 +277,9 @@ class Controls:
         except Unavailable:
             return {}
         if former is not None:
-            found = _TTL.fullmatch(former.headers.get(headers.TTL, ""))
-            if found is None:
+            if former.expires_at is None:
                 return {}
-            least_s = max(least_s, former.time + int(found[1]) - self._clock())
+            least_s = max(least_s, former.expires_at - self._clock())
         return {headers.TTL: f"{math.ceil(least_s)}s"}
 
     async def _last(self, subject: str) -> Stored | None:

@@ -24,6 +24,13 @@ class Crawl(aiqueue.Message, kind="crawl"):
     n: int = 0
 
 
+def settings_of(cluster: LaggingCluster) -> aiqueue.Settings:
+    node = cluster.nodes[0]
+    return aiqueue.Settings(
+        url=cluster.url, user=node.user, password=node.password, profile="cluster", families=["agent.tasks"]
+    )
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[LaggingCluster]:
     with LaggingCluster(tmp_path / "lagging") as made:
@@ -33,10 +40,7 @@ def cluster(tmp_path: Path) -> Iterator[LaggingCluster]:
 async def test_no_list_plan_or_count_is_taken_for_whole_that_a_server_has_answered_which_is_behind(
     cluster: LaggingCluster, eventually: Eventually
 ) -> None:
-    node = cluster.nodes[0]
-    settings = aiqueue.Settings(
-        url=cluster.url, user=node.user, password=node.password, profile="cluster", families=["agent.tasks"]
-    )
+    settings = settings_of(cluster)
     async with aiqueue.connect(settings=settings) as client:
         await eventually(lambda: _has_streams(client))
         cluster.wait_ready([STREAM, "AI_PARKED", "AI_RESULTS"], current=True)
@@ -78,10 +82,7 @@ async def test_no_list_plan_or_count_is_taken_for_whole_that_a_server_has_answer
 async def test_a_server_that_is_down_answers_nobody_and_makes_no_list_and_no_count_partial(
     cluster: LaggingCluster, eventually: Eventually
 ) -> None:
-    node = cluster.nodes[0]
-    settings = aiqueue.Settings(
-        url=cluster.url, user=node.user, password=node.password, profile="cluster", families=["agent.tasks"]
-    )
+    settings = settings_of(cluster)
     async with aiqueue.connect(settings=settings) as client:
         await eventually(lambda: _has_streams(client))
         cluster.wait_ready([STREAM, "AI_PARKED", "AI_DEAD", "AI_RESULTS"], current=True)

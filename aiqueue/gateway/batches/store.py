@@ -84,9 +84,8 @@ class BatchStore:
         """Delete a document whose sequence is `expected`. Raises as `put`."""
         subject, ttl = self._subject(what, tenant, key), ENDED_TTL
         stored = await self._last(subject)
-        if stored is not None and (lifetime := stored.headers.get(headers.TTL, "")).removesuffix("s").isdecimal():
-            left_s = stored.time + int(lifetime.removesuffix("s")) - await self.now()
-            ttl = f"{max(0, math.ceil(left_s)) + MARKER_S}s"
+        if stored is not None and stored.expires_at is not None:
+            ttl = f"{max(0, math.ceil(stored.expires_at - await self.now())) + MARKER_S}s"
         fields = {headers.KV_OPERATION: "PURGE", headers.ROLLUP: "sub", headers.TTL: ttl}
         await self._write(subject, b"", expected, fields)
 

@@ -236,12 +236,14 @@ FOREIGN_REPLIES = [
 
 @contextlib.asynccontextmanager
 async def responder(account: Account, subject: str, reply: bytes | None) -> AsyncIterator[list[str]]:
-    """Another program's subscriber of `subject`. It replies to each message before the stream does, or not at all."""
+    """Another program's subscriber of `subject`. It replies to each message that asks for that, before the stream does,
+    or to none. The server closes the connection of a client that publishes to no subject.
+    """
     seen: list[str] = []
 
     def answer(message: Received) -> None:
         seen.append(message.subject)
-        if reply is not None:
+        if reply is not None and message.reply:
             other.tell(message.reply, reply)
 
     async with connected(account) as other:

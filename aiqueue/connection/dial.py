@@ -177,7 +177,7 @@ async def _dial_once(
     connected = False
     refused = asyncio.Event()
 
-    async def note_error(error: Exception) -> None:
+    def note_error(error: Exception) -> None:
         if connected:
             on_error(error)
             return
@@ -187,10 +187,10 @@ async def _dial_once(
         if isinstance(translate(error, ""), AccessDenied):
             refused.set()
 
-    client = NatsClient(_server_credentials(settings))
+    client = NatsClient(_server_credentials(settings), note_error)
     connecting = asyncio.create_task(
         client.connect(
-            error_cb=note_error,
+            error_cb=client.note_error,
             disconnected_cb=on_disconnected,
             reconnected_cb=on_reconnected,
             closed_cb=on_closed,

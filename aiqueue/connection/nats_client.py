@@ -110,10 +110,14 @@ class NatsClient(Client):
       subscription and on parsing headers (docs/decisions/short-way.md).
     """
 
-    def __init__(self, credentials: Mapping[str, Credentials] | None = None) -> None:
-        """`credentials` are those of single servers, by host and port. All others get those of the options."""
+    def __init__(self, credentials: Mapping[str, Credentials], on_error: Callable[[Exception], None]) -> None:
+        """`credentials` are those of single servers, by host and port. All others get those of the options.
+
+        `on_error` hears of the server's errors, and of what the callbacks of messages raise.
+        """
         super().__init__()
-        self._credentials = credentials or {}
+        self._credentials = credentials
+        self._on_error = on_error
         self._default_credentials: dict[str, Any] | None = None
         self._ps: FastParser = FastParser(self, self._dispatch)
         self._push_scheduled = False
@@ -190,23 +194,20 @@ class NatsClient(Client):
         if self.behind:
             await self._flush_pending(force_flush=True)
 
-    def _dispatch(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
-    ) -> Awaitable[None] | None:
-        """Hand a message to its callback. The caller awaits what this returns, if anything."""
+    def _dispatch(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        """Hand a message to its callback. Without one, its subscription has ended."""
         callback = self._callbacks.get(sid)
         try:
             if callback is not None:
                 callback(WireMessage(subject, reply, data, headers))
-                return None
-            if sid == self._reply_sid and self._on_reply is not None:
+            elif sid == self._reply_sid and self._on_reply is not None:
                 self._on_reply(subject, data, headers)
-                return None
         except Exception as error:  # noqa: BLE001  (raised from here, it would end nats-py's socket reader for good)
-            failed: Awaitable[None] = self._error_cb(error)
-            return failed
-        theirs: Awaitable[None] = super()._process_msg(sid, subject, reply, data, headers or b"")
-        return theirs
+            self._on_error(error)
+
+    async def note_error(self, error: Exception) -> None:
+        """Report an error, as nats-py's `error_cb`."""
+        self._on_error(error)
 
     async def _send_subscribe(self, sub: Any) -> None:
         """Queue it with the other frames of this turn; nats-py has its flusher write it by itself."""
@@ -216,8 +217,7 @@ class NatsClient(Client):
         self.send(unsub_cmd(sid, limit))
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        if (pending := self._dispatch(sid, subject, reply, data, headers)) is not None:
-            await pending
+        self._dispatch(sid, subject, reply, data, headers or None)
 
     def _connect_command(self) -> bytes:
         if self.options.get("tls") and not self._server_info.get("tls_required"):
@@ -264,7 +264,7 @@ class NatsClient(Client):
         """Report a denied right with its subject as it is; nats-py reports it in lower case."""
         text = self._ps.refusal.partition(" ")[2].strip("'")
         if PERMISSIONS_ERR in err_msg and text.lower() == err_msg.strip("'"):
-            await self._error_cb(ne.Error(f"nats: {text}"))
+            self._on_error(ne.Error(f"nats: {text}"))
             return
         await super()._process_err(err_msg)
 
@@ -275,7 +275,7 @@ class NatsClient(Client):
         try:
             await super()._attempt_reconnect()
         except Exception as error:  # noqa: BLE001
-            await self._error_cb(error)
+            self._on_error(error)
             self._reconnection_task = None  # this task, which _close would cancel
             await self._close(Client.CLOSED, True)
 

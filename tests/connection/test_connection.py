@@ -253,6 +253,16 @@ async def responder(account: Account, subject: str, reply: bytes | None) -> Asyn
         await other.flush()
 
 
+async def test_a_message_for_an_ended_subscription_is_dropped_where_it_is_read(conn: Connection) -> None:
+    """Nothing of it is left to be awaited, which a connection that is lost meanwhile would not do."""
+    subscription = await conn.subscribe("heard", lambda _: None)
+    attached = subscription._attached
+    assert attached is not None
+    client, ended = attached
+    await subscription.close()
+    assert client._ps.feed(b"MSG heard %d 1\r\nx\r\n" % ended._id) == b""
+
+
 async def test_a_cancellation_during_a_flush_is_not_swallowed(conn: Connection) -> None:
     """nats-py swallows one that comes while its flusher writes."""
     for _ in range(20):

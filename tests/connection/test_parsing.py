@@ -19,15 +19,13 @@ Parsed = tuple[Any, ...]
 
 
 class RecordingClient:
-    """What a parser says of what it reads, in order. `waits`: messages are awaited, as those of nats-py's own are."""
+    """What a parser says of what it reads, in order."""
 
-    def __init__(self, *, waits: bool = False) -> None:
+    def __init__(self) -> None:
         self.parsed: list[Parsed] = []
-        self._waits = waits
 
-    def take(self, *message: Any) -> Any:
+    def take(self, *message: Any) -> None:
         self.parsed.append(message)
-        return asyncio.sleep(0) if self._waits else None
 
     async def _process_msg(self, *message: Any) -> None:
         self.parsed.append(message)
@@ -106,8 +104,8 @@ def read_as_fed(parser: FastParser, data: bytes, cuts: list[int], buffered: int)
     asyncio.run(run())
 
 
-def ours(data: bytes, cuts: list[int], *, waits: bool = False) -> list[Parsed]:
-    client = RecordingClient(waits=waits)
+def ours(data: bytes, cuts: list[int]) -> list[Parsed]:
+    client = RecordingClient()
     read(FastParser(client, client.take), data, cuts)
     return client.parsed
 
@@ -118,18 +116,14 @@ def theirs(data: bytes) -> list[Parsed]:
     return client.parsed
 
 
-@given(traffic, st.lists(st.integers(0, 2_000), max_size=8), st.booleans())
-def test_however_the_reads_fall_the_same_is_told_as_by_nats_pys_own_parser(
-    data: bytes, cuts: list[int], waits: bool
-) -> None:
-    assert ours(data, cuts, waits=waits) == theirs(data)
+@given(traffic, st.lists(st.integers(0, 2_000), max_size=8))
+def test_however_the_reads_fall_the_same_is_told_as_by_nats_pys_own_parser(data: bytes, cuts: list[int]) -> None:
+    assert ours(data, cuts) == theirs(data)
 
 
-@given(traffic, st.lists(st.integers(0, 2_000), max_size=8), st.booleans(), st.integers(0, 3))
-def test_what_the_protocol_feeds_is_told_in_the_same_order(
-    data: bytes, cuts: list[int], waits: bool, buffered: int
-) -> None:
-    client = RecordingClient(waits=waits)
+@given(traffic, st.lists(st.integers(0, 2_000), max_size=8), st.integers(0, 3))
+def test_what_the_protocol_feeds_is_told_in_the_same_order(data: bytes, cuts: list[int], buffered: int) -> None:
+    client = RecordingClient()
     read_as_fed(FastParser(client, client.take), data, cuts, buffered)
     assert client.parsed == theirs(data)
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from .. import attempt, codec
 from ..attempt import Handler, Outcome, Raised, RawJob, RunningAttempt
+from ..connection import to_its_end
 from ..errors import AIQueueError, BadInput, DecodeError, Stale, Unavailable
 from ..job import ChildSpec, Progress, Wait
 from ..payload import Document
@@ -89,7 +90,7 @@ class ChildProcess:
         except (EOFError, OSError, DecodeError):
             raise ChildNotStarted(f"it ended while it started: {await child._describe_end()}") from None
         except BaseException:
-            child.kill_now()
+            await to_its_end(child.kill())
             raise
         if answer[0] != "ready":
             await child.kill()

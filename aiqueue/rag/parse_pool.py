@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self
 
 from .. import codec
+from ..connection import to_its_end
 from ..errors import DecodeError, SettingsError, Unavailable
 from .chunking import CHUNKS_MAX, chunk
 from .errors import ParseFailed
@@ -236,7 +237,7 @@ class _ParserProcess:
             how = f"exit code {process.returncode}" if not isinstance(error, TimeoutError) else "it was not ready"
             raise Unavailable(f"no child process for parsing: {how} within {START_S:g} s") from None
         except BaseException:
-            child._kill()
+            await to_its_end(child.end())
             raise
         if verb != "ready":
             await child.end()

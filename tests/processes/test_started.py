@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import signal
@@ -14,6 +15,8 @@ import pytest
 import aiqueue
 from aiqueue.attempt import cancellation
 from aiqueue.errors import JobFailed
+from aiqueue.processes.pool import ChildProcess
+from aiqueue.processes.recipe import Recipe
 
 from ..support import eventually, processes
 from . import starters
@@ -40,6 +43,23 @@ async def started(name: str) -> None:
 
 async def gone(name: str) -> None:
     await eventually(lambda: not processes(name))
+
+
+async def test_a_child_whose_start_is_cancelled_has_ended_when_the_start_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: asyncio.Future[int] = asyncio.Future()
+
+    async def receive(child: ChildProcess) -> Any:
+        started.set_result(child.pid)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ChildProcess, "_receive", receive)
+    start = asyncio.create_task(ChildProcess.start(Recipe({}, {})))
+    pid = await started
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 @pytest.mark.parametrize("handler", [starters.start_sync, starters.start_async])

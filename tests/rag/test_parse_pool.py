@@ -16,7 +16,7 @@ import pytest_asyncio
 from aiqueue.errors import LoadError, Unavailable
 from aiqueue.rag.chunking import chunk
 from aiqueue.rag.errors import ParseFailed
-from aiqueue.rag.parse_pool import INLINE_BYTES_MAX, ParseLimits, ParsePool
+from aiqueue.rag.parse_pool import INLINE_BYTES_MAX, ParseLimits, ParsePool, _ParserProcess
 
 from ..support import ROOT, Eventually
 from .pdfs import bomb_pdf, encrypted_pdf
@@ -178,6 +178,23 @@ async def test_a_call_that_is_cancelled_ends_its_child(pool: ParsePool, eventual
     assert pool.pids == []
     assert not Path(f"/proc/{pid}").exists()
     assert await is_well(pool)
+
+
+async def test_a_child_whose_start_is_cancelled_has_ended_when_the_start_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: asyncio.Future[int] = asyncio.Future()
+
+    async def receive(child: _ParserProcess) -> list[str]:
+        started.set_result(child.pid)
+        return await asyncio.Future()
+
+    monkeypatch.setattr(_ParserProcess, "_receive", receive)
+    start = asyncio.create_task(_ParserProcess.start(SMALL, []))
+    pid = await started
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 async def test_a_closed_pool_starts_no_child_and_close_is_safe_twice() -> None:

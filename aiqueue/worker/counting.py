@@ -1,4 +1,4 @@
-"""Counts what becomes of a worker's jobs, for the history: one call of plain additions for each job."""
+"""Counts what becomes of a worker's jobs, for the history. Each that is done is noted; many are added up together."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .rehearsal import Noted, SettledAttempt, current_rehearsal
 
 KEYS_MAX = 10_000  # tenants and kinds that are counted apart between two flushes
 COUNTED = {"done": "done", "retry": "retried", "failed": "dead"}  # of the outcomes in `SettledAttempt`
+ADDED_UP = 256  # jobs that are noted before they are added up
 _SHORTEST = frexp(SHORTEST)[1]
 
 
@@ -31,11 +32,13 @@ class Tally:
         self._kinds = frozenset(kinds)
         self._counts: dict[tuple[str, str, str], Counts] = {}  # by family, tenant and kind
         self._caches: list[dict[str, Counts]] = []  # of lanes, which keep counters from here
+        self._done: list[tuple[Counts, float, float, float]] = []  # began, ended, stored; 0: no first delivery
         self._ahead_s = 0.0  # the server's clock less the monotonic one
         self._measure()
 
     def take(self) -> dict[tuple[str, str, str], Counts]:
         """Return what was counted by family, tenant and kind, and count anew."""
+        self._add_up()
         counts, self._counts = self._counts, {}
         for each in self._caches:
             each.clear()
@@ -53,18 +56,27 @@ class Tally:
             counts: Counts = delivery.lane.counts[opened.kind]
         except KeyError:
             counts = self._find_of(delivery, opened)
-        started_at = delivery.run_started_at
-        run_s = (delivery.run_ended_at or monotonic()) - started_at
-        counts.done += 1
-        counts.run_s += run_s
-        counts.runs[frexp(run_s)[1] if run_s > SHORTEST else _SHORTEST] += 1
-        if delivery.delivery_count == 1:
-            wait_s = started_at + self._ahead_s - delivery.stored_at
-            if SHORTEST < wait_s < LONGEST:
-                counts.wait_s += wait_s
-                counts.waits[frexp(wait_s)[1]] += 1
-            else:
-                counts.add_wait(wait_s)
+        stored_at = delivery.stored_at if delivery.delivery_count == 1 else 0.0
+        self._done.append((counts, delivery.run_started_at, delivery.run_ended_at or monotonic(), stored_at))
+        if len(self._done) >= ADDED_UP:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Add the noted jobs to their counters. In a row this costs less than amid other work, with cold caches."""
+        ahead_s = self._ahead_s
+        for counts, started_at, ended_at, stored_at in self._done:
+            run_s = ended_at - started_at
+            counts.done += 1
+            counts.run_s += run_s
+            counts.runs[frexp(run_s)[1] if run_s > SHORTEST else _SHORTEST] += 1
+            if stored_at:
+                wait_s = started_at + ahead_s - stored_at
+                if SHORTEST < wait_s < LONGEST:
+                    counts.wait_s += wait_s
+                    counts.waits[frexp(wait_s)[1]] += 1
+                else:
+                    counts.add_wait(wait_s)
+        self._done.clear()
 
     def count(self, outcome: str, delivery: Delivery, opened: OpenedJob) -> None:
         """Count the end of an attempt, or of a job that was not run: one of OUTCOMES of the history."""

@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import aiqueue
 from aiqueue import headers
@@ -15,6 +20,7 @@ from aiqueue.connection import Connection, store_together
 from aiqueue.errors import Unavailable
 from aiqueue.inspect import MetricsExporter
 from aiqueue.metrics import Counts, Flusher, History, flusher, retention
+from aiqueue.subjects import Lane
 from aiqueue.worker import counting
 
 pytestmark = pytest.mark.families("agent.tasks")
@@ -141,8 +147,6 @@ async def test_kinds_without_a_handler_and_tenants_beyond_a_number_are_counted_t
 
 
 def test_a_million_kinds_and_tenants_take_no_memory_between_two_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace  # noqa: PLC0415
-
     monkeypatch.setattr(counting, "KEYS_MAX", 100)
     clock: Any = SimpleNamespace(now=lambda: 0.0, precise=lambda: None)
     tally = counting.Tally(clock, [(FAMILY, "known")])
@@ -153,6 +157,47 @@ def test_a_million_kinds_and_tenants_take_no_memory_between_two_flushes(monkeypa
     assert sum(each.dead for each in found.values()) == 1_000
     assert {kind for _, _, kind in found} == {"=other"}
     assert tally.take() == {}
+
+
+JOBS = st.lists(
+    st.tuples(
+        st.sampled_from(["acme", "globex"]),
+        st.sampled_from(["known", "another", "unknown"]),
+        st.integers(min_value=1, max_value=3),  # deliveries
+        st.floats(min_value=0.0, max_value=1e6),  # seconds that it ran
+        st.floats(min_value=-10.0, max_value=9e8),  # and waited: below 0 where clocks differ
+    ),
+    max_size=counting.ADDED_UP // 4,
+)
+
+
+@given(flushes=st.lists(JOBS, min_size=1, max_size=9))
+def test_jobs_that_are_added_up_later_count_as_those_that_are_counted_one_by_one(
+    flushes: list[list[tuple[str, str, int, float, float]]],
+) -> None:
+    clock: Any = SimpleNamespace(precise=lambda: 0.0)
+    later, at_once = (counting.Tally(clock, [(FAMILY, "known"), (FAMILY, "another")]) for _ in range(2))
+    lanes = [
+        {tenant: SimpleNamespace(key=Lane(FAMILY, tenant, "normal"), counts={}) for tenant in ("acme", "globex")}
+        for _ in ("later", "at once")
+    ]
+    for jobs in flushes:
+        later._ahead_s = at_once._ahead_s = 0.25
+        for tenant, kind, delivery_count, ran_s, waited_s in jobs * 5:  # more than are added up at once
+            opened: Any = SimpleNamespace(kind=kind)
+            ways: list[Callable[[Any, Any], None]] = [later.count_done, partial(at_once.count, "done")]
+            for lane, count in zip(lanes, ways, strict=True):
+                delivery: Any = SimpleNamespace(
+                    lane=lane[tenant],
+                    tenant=tenant,
+                    delivery_count=delivery_count,
+                    stored_at=1e9 - waited_s,
+                    run_started_at=1e9,
+                    run_ended_at=1e9 + ran_s,
+                )
+                count(delivery, opened)
+        taken = [{key: counts.increments() for key, counts in tally.take().items()} for tally in (later, at_once)]
+        assert taken[0] == taken[1]
 
 
 async def test_a_flush_whose_answer_is_lost_counts_once(

@@ -70,7 +70,7 @@ L = TypeVar("L", bound=Schedulable)
 
 
 def share_budget(
-    clock: StrideClock, lanes: Iterable[L], budget: int, now: float, *, step: int = 1
+    clock: StrideClock, lanes: Iterable[L], budget: int, now: float, *, step: int = 1, step_per_weight: float = 0.0
 ) -> list[tuple[L, int]]:
     """Share `budget` jobs among lanes. Return each served lane with its number of jobs.
 
@@ -79,7 +79,8 @@ def share_budget(
     1. Aged lanes, those not served for AGED_AFTER_S below the highest rank present, get one job each, the longest
        waiting first. Their number is bounded by ``aged_credit + AGED_SHARE * budget``. What they leave unused carries
        over as credit, because slots often come free one by one, and a share of one job is less than a job.
-    2. The rest goes to the ranks in order, and within a rank by stride, in turns of at least `step` jobs.
+    2. The rest goes to the ranks in order, and within a rank by stride, in turns of at least `step` jobs; or, if it is
+       not 0, of `step_per_weight` jobs times the lane's weight, so that few turns suffice for shares by weight.
     """
     given: dict[L, int] = {}
     left = budget
@@ -101,13 +102,19 @@ def share_budget(
     for rank in sorted(by_rank):
         if left <= 0:
             break
-        left = _share_by_stride(clock, by_rank[rank], left, given, now, step)
+        left = _share_by_stride(clock, by_rank[rank], left, given, now, step, step_per_weight)
     clock.aged_credit = min(AGED_CREDIT_MAX, credit - aged_jobs - AGED_SHARE * left)
     return list(given.items())
 
 
 def _share_by_stride(
-    clock: StrideClock, lanes: list[L], budget: int, given: dict[L, int], now: float, step: int
+    clock: StrideClock,
+    lanes: list[L],
+    budget: int,
+    given: dict[L, int],
+    now: float,
+    step: int,
+    step_per_weight: float,
 ) -> int:
     """Share `budget` jobs among the lanes of one rank, and add them to `given`. Return how many are left over.
 
@@ -123,7 +130,8 @@ def _share_by_stride(
         if wanted <= 0:
             heapq.heappop(heap)
             continue
-        jobs = min(wanted, budget, step)
+        turn = max(1, round(step_per_weight * lane.weight)) if step_per_weight else step
+        jobs = min(wanted, budget, turn)
         given[lane] = given.get(lane, 0) + jobs
         clock.advance(lane, jobs, now)
         budget -= jobs

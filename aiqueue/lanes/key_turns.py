@@ -16,7 +16,13 @@ SHARED_ROOM = 4  # jobs of a lane that many keys share that may be here, or aske
 
 
 def share_with_keys(
-    clock: fairness.StrideClock, busy: Iterable[LanePull], budget: int, now: float, *, step: int
+    clock: fairness.StrideClock,
+    busy: Iterable[LanePull],
+    budget: int,
+    now: float,
+    *,
+    step: int,
+    step_per_weight: float = 0.0,
 ) -> list[tuple[LanePull, int]]:
     """As `fairness.share_budget`, for lanes of which some belong to a turn."""
     plain: list[LanePull] = []
@@ -49,6 +55,6 @@ def share_with_keys(
         turn.wanted = min(sum(rooms[each] for each in turns[turn]), turn.room)
     wanting: list[LanePull | Turn] = [*plain, *(each for each in turns if each.wanted > 0)]
     shares: list[tuple[LanePull, int]] = []
-    for each, jobs in fairness.share_budget(clock, wanting, budget, now, step=step):
+    for each, jobs in fairness.share_budget(clock, wanting, budget, now, step=step, step_per_weight=step_per_weight):
         shares += each.share(rooms, jobs) if isinstance(each, Turn) else [(each, jobs)]
     return shares

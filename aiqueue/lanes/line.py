@@ -28,9 +28,10 @@ LEAVING_MAX = 32  # consumers that are about to be removed; each one more takes 
 NEW_PLACES = 16  # beyond these, for lanes that have come lately
 AGED_PLACES = 16  # and for lanes of each lower priority
 ROUND_S = 2.5  # in which each lane is to have its turn
+STEP_OF_TURN = 0.5  # the part of its turn that a lane is given at a time: as much for each weight as for any other
 TURN_MIN = 1.0  # jobs of a turn of weight 1: with fewer, lanes of all weights would be given one
-OWED_MAX, OWED_MIN = 768, 32  # acks that the server may owe while lanes stand in line
-LATE_S, LATE_WITHIN_S = 1.2, 1.6  # fewer the longer the first in line waits: all up to LATE_S, the fewest so much later
+OWED_MAX, OWED_MIN, OWED_LATE = 768, 32, 16  # acks that the server may owe while lanes stand in line
+LATE_S, LATE_WITHIN_S = 1.2, 1.6  # fewer the longer the first in line waits: all up to LATE_S, OWED_LATE so much later
 TURNS_A_SECOND = 850  # more are not to be had, so that where very many wait, they have to wait for longer
 DEEP_S = 15.0  # a backlog that takes longer than this
 FINISH_TURNS = 2.0  # a lane with at most so many turns' jobs left stays until it is empty
@@ -109,11 +110,10 @@ def unconfirmed_max(lanes: int, longest_wait: float, backlog_s: float, *, is_fir
     """
     if backlog_s < DEEP_S:
         return OWED_MAX
-    if is_first_round:
-        return OWED_MIN
-    late_s = max(LATE_S, lanes / TURNS_A_SECOND)
-    part = 1.0 - (longest_wait - late_s) / LATE_WITHIN_S
-    return round(OWED_MIN + min(1.0, max(0.0, part)) * (OWED_MAX - OWED_MIN))
+    part = 1.0 - (longest_wait - max(LATE_S, lanes / TURNS_A_SECOND)) / LATE_WITHIN_S
+    if part <= 0.0:
+        return OWED_LATE
+    return OWED_MIN if is_first_round else round(OWED_MIN + min(1.0, part) * (OWED_MAX - OWED_MIN))
 
 
 def removal_pays(jobs: float, lanes: int) -> bool:
@@ -134,7 +134,8 @@ def choose_leaving(placed: Collection[P], line: Line, length: float, now: float)
 
     1. It has a lower priority than another one with a place, and was given no second job.
     2. More than LIVE_MAX have places, apart from AGED_PLACES for each lower priority. Lower priorities go first if a
-       higher one waits, then those whose turn has been over for longest. One that is nearly empty stays.
+       higher one waits, then those whose turn is over, and of these the ones that were given the most beyond it. One
+       that is nearly empty stays.
 
     Those that were given a job last come last.
     """
@@ -157,7 +158,7 @@ def choose_leaving(placed: Collection[P], line: Line, length: float, now: float)
     excess = len(placed) - len(leaving) - LIVE_MAX - aged_places
     if excess > 0:
         lower.sort(key=lambda lane: (lane.rank, lane.turn_jobs, lane.given_at))
-        over.sort(key=lambda lane: lane.turn_jobs)
+        over.sort(key=lambda lane: lane.turn_jobs + lane.owed)
         beyond = [each for _, rank in groupby(lower, lambda lane: lane.rank) for each in [*rank][AGED_PLACES:]]
         leaving += [*over, *beyond][-excess:]
     return leaving

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable
 
 from ..connection import Connection, Received, Status, Subscription, ack_info
 from ..errors import AIQueueError
-from . import fairness
 from .ack_window import AckWindow
 from .delivery import Delivery, LanePull
+from .fairness import StrideClock, share_budget
 from .key_turns import share_with_keys
 from .refusals import SHORT_EXPIRES_S
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 HEARTBEATS_LOST = 2.5  # without a message for so many heartbeats, a standing pull is taken as lost
 GRANT_LOST_AFTER_S = 2.5  # the same for a grant, which the server answers at once
 PREFETCH_S = 0.02  # hold about as many waiting jobs as the slots finish in this time
-STEP_MAX = 8  # jobs that a lane gets at a time; fewer while lanes stand in line for turns of fewer
+STEP_MAX = 8  # jobs that a lane gets at a time
 STANDING_MAX = 16  # credits of one standing pull
 STANDING_LANES_MAX = 512  # lanes with a standing pull at a time; the poll finds jobs of the other lanes
 
@@ -83,8 +83,8 @@ class Puller:
         self.busy: set[LanePull] = set()
         self._without_pull: dict[LanePull, None] = {}  # empty lanes that are to get a standing pull, in order
         self._standing_count = 0
-        self.granted, self.asked, self.step_max = 0, 0, STEP_MAX
-        self._clock = fairness.StrideClock()
+        self.granted, self.asked, self.step_per_weight = 0, 0, 0.0
+        self._clock = StrideClock()
         self.acks = AckWindow()
         self._numbers = itertools.count(1)
         self._inbox = ""
@@ -201,12 +201,10 @@ class Puller:
         budget = min(free + extra - self.granted, self.acks.room())
         # a small part of `extra` alone is not worth a request: wait until half of it is missing
         if self.busy and budget > 0 and budget * 2 >= min(extra, self.acks.unconfirmed_max):
-            step = min(self.step_max, max(1, extra // 16))  # a large `extra` means short jobs: fewer requests
-            if self.has_keys:
-                shares = share_with_keys(self._clock, self.busy, budget, time.monotonic(), step=step)
-            else:
-                wanting = [lane for lane in self.busy if lane.wanted > 0]
-                shares = fairness.share_budget(self._clock, wanting, budget, time.monotonic(), step=step)
+            step = min(STEP_MAX, max(1, extra // 16))  # a large `extra` means short jobs: fewer requests
+            wanting, now = [lane for lane in self.busy if lane.wanted > 0], time.monotonic()
+            share: Callable[..., list[tuple[LanePull, int]]] = share_with_keys if self.has_keys else share_budget
+            shares = share(self._clock, wanting, budget, now, step=step, step_per_weight=self.step_per_weight)
             for lane, jobs in shares:
                 self._open_grant(lane, jobs)
             if shares:

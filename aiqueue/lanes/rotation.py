@@ -12,7 +12,7 @@ from . import line
 from .ack_window import UNCONFIRMED_MAX
 from .delivery import LanePull
 from .line import LaneInLine, Line
-from .puller import STEP_MAX, Puller
+from .puller import Puller
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Rotation:
         while self.is_full:
             await asyncio.sleep(STEP_S)
             self._step_now()
-        self._puller.acks.unconfirmed_max, self._puller.step_max = UNCONFIRMED_MAX, STEP_MAX
+        self._puller.acks.unconfirmed_max, self._puller.step_per_weight = UNCONFIRMED_MAX, 0.0
         self._task = None
 
     def _step_now(self) -> None:
@@ -109,9 +109,9 @@ class Rotation:
                 pays = line.removal_pays(lane.turn_jobs * lane.weight, wanting)
                 self._leave(lane, pays, line.debt(lane.turn_jobs, lane.owed, length))
         acks = self._puller.acks
-        acks.unconfirmed_max, self._puller.step_max = UNCONFIRMED_MAX, STEP_MAX
+        acks.unconfirmed_max, self._puller.step_per_weight = UNCONFIRMED_MAX, 0.0
         if self.line:
-            self._puller.step_max = min(STEP_MAX, max(1, round(length)))
+            self._puller.step_per_weight = line.STEP_OF_TURN * length
             wait = self.line.longest_wait(now)
             acks.unconfirmed_max = line.unconfirmed_max(
                 wanting, wait, self.line.jobs / max(rate, 1.0), is_first_round=now - wait <= self._started_at + START_S

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -196,6 +198,9 @@ class Simulated:
     turns: int = 0
     vain: int = 0  # of these, of lanes that were given no job
     jobs: float = 0.0  # that it may start now
+    turns_a_second: float = math.inf  # lanes that the server opens
+    opening: list[LaneInLine] = field(default_factory=list)
+    opens: float = 0.0  # lanes that it may open now
 
     def __post_init__(self) -> None:
         self.by_key = {each.key: each for each in self.lanes}
@@ -214,7 +219,7 @@ class Simulated:
 
     def step(self) -> None:
         lanes, weights = len(self.live) + len(self.line), self.line.weights + sum(each.weight for each in self.live)
-        length = turn_length(lanes, weights / lanes, self.rate)
+        length = turn_length(lanes + len(self.opening), weights / lanes, self.rate)
         for each in self.live:
             each.turn_jobs = each.pass_value - self.passes[each.key]
         for each in choose_leaving(self.live, self.line, length, self.now):
@@ -224,7 +229,12 @@ class Simulated:
             self.line.add(waiting, first=may_go_first(each, self.now))
             self.turns += 1
             self.vain += each.turn_jobs <= 0
-        for waiting in self.line.take([each.rank for each in self.live], self.now):
+        ranks = [each.rank for each in self.live] + [each.rank for each in self.opening]
+        self.opening += self.line.take(ranks, self.now)
+        self.opens = min(1.0, self.opens) + self.turns_a_second / 100
+        while self.opening and self.opens >= 1.0:
+            self.opens -= 1.0
+            waiting = self.opening.pop(0)
             each = self.by_key[waiting.lane]
             self.clock.join(each, self.now)
             each.served_at, each.turn_at = waiting.served_at, self.now
@@ -232,8 +242,8 @@ class Simulated:
             self.live.append(each)
         self.jobs += self.rate / 100
         budget, self.jobs = int(self.jobs), self.jobs % 1
-        step = min(8, max(1, round(length)))
-        for each, jobs in share_budget(self.clock, self.live, budget, self.now, step=step):
+        step = line.STEP_OF_TURN * length
+        for each, jobs in share_budget(self.clock, self.live, budget, self.now, step_per_weight=step):
             self.starts[each.key] += jobs
             self.longest = max(self.longest, self.now - self.last[each.key])
             self.last[each.key] = self.now
@@ -252,8 +262,22 @@ def test_a_thousand_backlogs_share_by_weight_and_none_waits_for_more_than_a_roun
     shares = [sum(worker.starts[each.key] for each in group) for group in (heavy, light)]
     assert shares[0] / sum(shares) == pytest.approx(0.75, rel=0.1)
     assert shares[1] / sum(shares) == pytest.approx(0.25, rel=0.1)
-    assert worker.waited() < max(5.0, 1.2 * 2_000 * line.TURN_MIN / rate)
+    assert worker.waited() < max(5.0, 1.25 * 2_000 * line.TURN_MIN / rate)
     assert worker.turns <= 410 * 30  # each of them costs the server 1 to 2 ms
+
+
+@pytest.mark.parametrize("turns_a_second", [400, 300, 200, 150])
+@pytest.mark.parametrize("rate", [6_000, 3_000, 1_500])
+def test_where_the_server_is_slow_to_open_lanes_they_share_by_weight_all_the_same(
+    rate: int, turns_a_second: int
+) -> None:
+    lanes = [Placed(key=lane(n), weight=3.0 if n < 500 else 1.0, pending=10**6) for n in range(1_000)]
+    random.Random(turns_a_second).shuffle(lanes)
+    worker = Simulated(lanes, rate=rate, turns_a_second=turns_a_second)
+    worker.run(30.0)
+    heavy, light = (sum(worker.starts[each.key] for each in lanes if each.weight == weight) for weight in (3.0, 1.0))
+    assert light / (heavy + light) == pytest.approx(0.25, rel=0.1)
+    assert worker.waited() < 1.3 * 1_000 / turns_a_second
 
 
 def test_beside_a_high_job_no_lane_gives_up_a_place_that_no_high_lane_waits_for() -> None:

@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 AGED_AFTER_S = 1.0
 AGED_SHARE = 0.5
 AGED_CREDIT_MAX = 1.0
+STEP_MAX = 32  # jobs of a turn by weight
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -79,8 +80,9 @@ def share_budget(
     1. Aged lanes, those not served for AGED_AFTER_S below the highest rank present, get one job each, the longest
        waiting first. Their number is bounded by ``aged_credit + AGED_SHARE * budget``. What they leave unused carries
        over as credit, because slots often come free one by one, and a share of one job is less than a job.
-    2. The rest goes to the ranks in order, and within a rank by stride, in turns of at least `step` jobs; or, if it is
-       not 0, of `step_per_weight` jobs times the lane's weight, so that few turns suffice for shares by weight.
+    2. The rest goes to the ranks in order, and within a rank by stride, in turns of at least `step` jobs. If it is not
+       0, a turn is of `step_per_weight` jobs times the lane's weight instead, and of STEP_MAX at most: then a few
+       turns of each lane are enough for shares by weight.
     """
     given: dict[L, int] = {}
     left = budget
@@ -118,8 +120,8 @@ def _share_by_stride(
 ) -> int:
     """Share `budget` jobs among the lanes of one rank, and add them to `given`. Return how many are left over.
 
-    Each turn serves the lane with the lowest pass value. A turn is `step` jobs, or a quarter of an equal share if that
-    is more: single jobs would cost more time than they gain in fairness.
+    Each turn serves the lane with the lowest pass value. A turn by weight: see `share_budget`. Another one is `step`
+    jobs, or a quarter of an equal share if that is more: single jobs would cost more time than they gain in fairness.
     """
     step = max(step, budget // (4 * len(lanes)))
     heap = [(lane.pass_value, lane.served_at, number, lane) for number, lane in enumerate(lanes)]
@@ -130,7 +132,7 @@ def _share_by_stride(
         if wanted <= 0:
             heapq.heappop(heap)
             continue
-        turn = max(1, round(step_per_weight * lane.weight)) if step_per_weight else step
+        turn = max(1, min(STEP_MAX, round(step_per_weight * lane.weight))) if step_per_weight else step
         jobs = min(wanted, budget, turn)
         given[lane] = given.get(lane, 0) + jobs
         clock.advance(lane, jobs, now)

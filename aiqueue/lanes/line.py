@@ -30,7 +30,7 @@ AGED_PLACES = 16  # and for lanes of each lower priority
 ROUND_S = 2.5  # in which each lane is to have its turn
 STEP_OF_TURN = 0.5  # the part of its turn that a lane is given at a time: as much for each weight as for any other
 TURN_MIN = 1.0  # jobs of a turn of weight 1: with fewer, lanes of all weights would be given one
-OWED_MAX, OWED_MIN, OWED_LATE = 768, 32, 16  # acks that the server may owe while lanes stand in line
+OWED_MAX, OWED_MIN, OWED_LATE = 768, 32, 24  # acks that the server may owe while lanes stand in line
 LATE_S, LATE_WITHIN_S = 1.2, 1.6  # fewer the longer the first in line waits: all up to LATE_S, OWED_LATE so much later
 TURNS_A_SECOND = 850  # more are not to be had, so that where very many wait, they have to wait for longer
 DEEP_S = 15.0  # a backlog that takes longer than this
@@ -137,7 +137,7 @@ def choose_leaving(placed: Collection[P], line: Line, length: float, now: float)
        higher one waits, then those whose turn is over, and of these the ones that were given the most beyond it. One
        that is nearly empty stays.
 
-    Those that were given a job last come last.
+    Of those that were given no job, the one that was given its last one last comes last.
     """
     highest = min((lane.rank for lane in placed), default=0)
     best = line.highest_rank()

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 HEARTBEATS_LOST = 2.5  # without a message for so many heartbeats, a standing pull is taken as lost
 GRANT_LOST_AFTER_S = 2.5  # the same for a grant, which the server answers at once
 PREFETCH_S = 0.02  # hold about as many waiting jobs as the slots finish in this time
-STEP_MAX = 8  # jobs that a lane gets at a time
+STEP_MAX = 8  # jobs that a lane gets at a time; while lanes stand in line, one of weight 1
 STANDING_MAX = 16  # credits of one standing pull
 STANDING_LANES_MAX = 512  # lanes with a standing pull at a time; the poll finds jobs of the other lanes
 

@@ -12,7 +12,7 @@ from . import line
 from .ack_window import UNCONFIRMED_MAX
 from .delivery import LanePull
 from .line import LaneInLine, Line
-from .puller import Puller
+from .puller import STEP_MAX, Puller
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Rotation:
         acks = self._puller.acks
         acks.unconfirmed_max, self._puller.step_per_weight = UNCONFIRMED_MAX, 0.0
         if self.line:
-            self._puller.step_per_weight = line.STEP_OF_TURN * length
+            self._puller.step_per_weight = min(STEP_MAX, line.STEP_OF_TURN * length)
             wait = self.line.longest_wait(now)
             acks.unconfirmed_max = line.unconfirmed_max(
                 wanting, wait, self.line.jobs / max(rate, 1.0), is_first_round=now - wait <= self._started_at + START_S

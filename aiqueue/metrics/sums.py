@@ -17,7 +17,7 @@ _EXPONENTS = {str(exponent): exponent for exponent in range(HIGHEST - BUCKETS + 
 
 
 class Counts:
-    """Counters of a worker, which change with each job. `runs[e]`, `waits[e]`: of times from 2**(e-1) s to 2**e s; `e`
+    """Counters of a worker, which change as jobs end. `runs[e]`, `waits[e]`: of times from 2**(e-1) s to 2**e s; `e`
     is below 0 for times below half a second, as a list may be read from its end.
     """
 

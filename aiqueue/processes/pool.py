@@ -90,7 +90,8 @@ class ChildProcess:
         except (EOFError, OSError, DecodeError):
             raise ChildNotStarted(f"it ended while it started: {await child._describe_end()}") from None
         except BaseException:
-            await to_its_end(child.kill())
+            child.kill_now()
+            await to_its_end(child._see_end())
             raise
         if answer[0] != "ready":
             await child.kill()
@@ -155,6 +156,12 @@ class ChildProcess:
     async def wait(self) -> None:
         """Wait for the child's end."""
         await self._process.wait()
+
+    async def _see_end(self) -> None:
+        """Wait for the end of a child that is killed; not for long, as a process that is left may hold its pipes."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PIPE_TAIL_S):
+                await self._process.wait()
 
     async def kill(self) -> None:
         """Send SIGKILL to the child and what it started, and wait for the child's end."""

@@ -237,6 +237,7 @@ class _ParserProcess:
             how = f"exit code {process.returncode}" if not isinstance(error, TimeoutError) else "it was not ready"
             raise Unavailable(f"no child process for parsing: {how} within {START_S:g} s") from None
         except BaseException:
+            child._kill()
             await to_its_end(child.end())
             raise
         if verb != "ready":

@@ -64,7 +64,8 @@ class Tally:
     def _add_up(self) -> None:
         """Add the noted jobs to their counters. In a row this costs less than amid other work, with cold caches."""
         ahead_s = self._ahead_s
-        for counts, started_at, ended_at, stored_at in self._done:
+        done, self._done = self._done, []
+        for counts, started_at, ended_at, stored_at in done:
             run_s = ended_at - started_at
             counts.done += 1
             counts.run_s += run_s
@@ -76,7 +77,6 @@ class Tally:
                     counts.waits[frexp(wait_s)[1]] += 1
                 else:
                     counts.add_wait(wait_s)
-        self._done.clear()
 
     def count(self, outcome: str, delivery: Delivery, opened: OpenedJob) -> None:
         """Count the end of an attempt, or of a job that was not run: one of OUTCOMES of the history."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiqueue.lanes.fairness import AGED_AFTER_S, StrideClock, StrideState, share_budget
+from aiqueue.lanes.fairness import AGED_AFTER_S, STEP_MAX, StrideClock, StrideState, share_budget
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -39,21 +39,37 @@ lanes = st.lists(
 )
 
 
-@given(lanes, st.integers(0, 500), st.floats(0, 100))
+by_weight = st.one_of(st.just(0.0), st.floats(0.001, 100))
+
+
+@given(lanes, st.integers(0, 500), st.floats(0, 100), by_weight)
 def test_no_lane_is_given_more_than_it_holds_nor_all_more_than_there_is(
-    each: list[Lane], budget: int, now: float
+    each: list[Lane], budget: int, now: float, step_per_weight: float
 ) -> None:
-    parts = share_budget(StrideClock(), [lane for lane in each if lane.pending > lane.granted], budget, now)
+    wanting = [lane for lane in each if lane.pending > lane.granted]
+    parts = share_budget(StrideClock(), wanting, budget, now, step_per_weight=step_per_weight)
     assert sum(jobs for _, jobs in parts) <= max(budget, 0)
     for lane, jobs in parts:
         assert 0 < jobs <= lane.pending - lane.granted
 
 
-@given(lanes, st.integers(1, 500))
-def test_nothing_is_left_ungiven_while_jobs_wait(each: list[Lane], budget: int) -> None:
+@given(lanes, st.integers(1, 500), by_weight)
+def test_nothing_is_left_ungiven_while_jobs_wait(each: list[Lane], budget: int, step_per_weight: float) -> None:
     wanting = [lane for lane in each if lane.pending > lane.granted]
     waits = sum(lane.pending - lane.granted for lane in wanting)
-    assert sum(jobs for _, jobs in share_budget(StrideClock(), wanting, budget, 0.0)) == min(budget, waits)
+    parts = share_budget(StrideClock(), wanting, budget, 0.0, step_per_weight=step_per_weight)
+    assert sum(jobs for _, jobs in parts) == min(budget, waits)
+
+
+def test_by_weight_lanes_of_three_to_one_have_their_due_after_one_turn_of_each_and_none_has_a_long_one() -> None:
+    heavy, light = Lane(name="heavy", weight=3, pending=10**6), Lane(name="light", pending=10**6)
+    assert dict(share_budget(StrideClock(), [light, heavy], 16, 0.0, step=8, step_per_weight=4.0)) == {
+        light: 4,
+        heavy: 12,
+    }
+    giant, light = Lane(name="giant", weight=100, pending=10**6), Lane(name="light", pending=10**6)
+    shares = dict(share_budget(StrideClock(), [giant, light], 3 * STEP_MAX, 0.0, step_per_weight=4.0))
+    assert shares == {giant: 3 * STEP_MAX - 4, light: 4}  # in three turns, and one in between
 
 
 def test_weights_of_three_to_one_hold_over_many_small_turns() -> None:

@@ -111,15 +111,17 @@ lane_lists = st.lists(
 )
 
 
-@given(lane_lists, st.integers(1, 200))
-def test_what_is_given_has_credits_and_jobs_and_room(each: list[tuple[int, int, int, int, bool]], budget: int) -> None:
+@given(lane_lists, st.integers(1, 200), st.sampled_from([0.0, 0.4, 5.0]))
+def test_what_is_given_has_credits_and_jobs_and_room(
+    each: list[tuple[int, int, int, int, bool]], budget: int, step_per_weight: float
+) -> None:
     turns: dict[tuple[int, int], Turn] = {}
     lanes = []
     for number, (tenant, rank, free, pending, is_plain) in enumerate(each):
         lane = Lane("f.x", f"t{tenant}", f"p{rank}", "" if is_plain else f"k{number}")
         turn = None if is_plain else turns.setdefault((tenant, rank), Turn(rank, 1.0, 25))
         lanes.append(pull(lane, turn, None if is_plain else Credits(free), pending=pending, rank=rank))
-    shares = dict(share_with_keys(StrideClock(), lanes, budget, 0.0, step=1))
+    shares = dict(share_with_keys(StrideClock(), lanes, budget, 0.0, step=1, step_per_weight=step_per_weight))
     assert sum(shares.values()) <= budget
     for lane, jobs in shares.items():
         assert 0 < jobs <= lane.pending

@@ -25,6 +25,7 @@ from aiqueue.lanes.line import (
     may_go_first,
     turn_length,
 )
+from aiqueue.lanes.puller import STEP_MAX
 from aiqueue.subjects import Lane
 
 FULL = LIVE_MAX + AHEAD
@@ -170,6 +171,12 @@ def test_a_lane_whose_turn_is_long_over_stays_only_where_a_place_is_free(
             assert len(stays) <= LIVE_MAX + sum(min(AGED_PLACES, count) for count in lower.values())
 
 
+def test_of_lanes_whose_turn_is_over_those_leave_that_have_had_the_most_beyond_it() -> None:
+    even = [Placed(key=lane(n), turn_at=9.0, turn_jobs=6.0, pending=1_000) for n in range(LIVE_MAX)]
+    more = Placed(key=lane(100), turn_at=9.0, turn_jobs=5.0, owed=4.0, pending=1_000)
+    assert choose_leaving([more, *even], filled([LaneInLine(lane(200), 0, 0.0, 0.0)]), 5.0, 10.0) == [more]
+
+
 @given(st.integers(1, 100_000), st.floats(0.1, 1_000), st.floats(0, 50_000))
 def test_the_turns_of_all_lanes_are_as_many_jobs_as_a_round_takes(lanes: int, weight: float, rate: float) -> None:
     length = turn_length(lanes, weight, rate)
@@ -242,7 +249,7 @@ class Simulated:
             self.live.append(each)
         self.jobs += self.rate / 100
         budget, self.jobs = int(self.jobs), self.jobs % 1
-        step = line.STEP_OF_TURN * length
+        step = min(STEP_MAX, line.STEP_OF_TURN * length)
         for each, jobs in share_budget(self.clock, self.live, budget, self.now, step_per_weight=step):
             self.starts[each.key] += jobs
             self.longest = max(self.longest, self.now - self.last[each.key])
@@ -254,7 +261,7 @@ class Simulated:
 
 
 @pytest.mark.parametrize("rate", [8_000, 6_000, 3_000, 1_500, 800, 400])
-def test_a_thousand_backlogs_share_by_weight_and_none_waits_for_more_than_a_round(rate: int) -> None:
+def test_a_thousand_backlogs_share_by_weight_and_none_waits_for_much_more_than_a_round(rate: int) -> None:
     heavy = [Placed(key=lane(n), weight=3.0, pending=10**6) for n in range(500)]
     light = [Placed(key=lane(500 + n), pending=10**6) for n in range(500)]
     worker = Simulated([*heavy, *light], rate=rate)  # the heavy ones all come first

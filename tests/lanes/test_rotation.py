@@ -15,6 +15,7 @@ import aiqueue
 from aiqueue.inspect import stats
 from aiqueue.lanes import discovery, line
 from aiqueue.lanes.consumers import LaneConsumers
+from aiqueue.lanes.puller import STEP_MAX
 
 from ..support import Eventually, create_streams
 
@@ -104,7 +105,7 @@ async def test_lanes_take_turns_and_each_job_runs_once(client: aiqueue.Client, e
     assert turns > len(TENANTS)  # nobody was served to the end at once
 
 
-async def test_until_each_lane_had_a_turn_the_server_may_owe_the_fewest_acks(
+async def test_until_each_lane_had_a_turn_the_server_may_owe_few_acks(
     client: aiqueue.Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line, "DEEP_S", 0.0)
@@ -124,6 +125,19 @@ async def test_until_each_lane_had_a_turn_the_server_may_owe_the_fewest_acks(
     assert first_round > 0
     assert set(owed[:first_round]) == {line.OWED_MIN}
     assert set(owed[first_round:]) == {line.OWED_MAX}
+
+
+async def test_lanes_are_given_steps_by_weight_only_while_some_stand_in_line(
+    client: aiqueue.Client, eventually: Eventually
+) -> None:
+    ran = Ran(held=tuple(TENANTS), held_jobs=2, concurrency=2)
+    async with ran.worker.running(client) as session:
+        assert session.puller.step_per_weight == 0.0
+        await fill(client)
+        await eventually(lambda: 0.0 < session.puller.step_per_weight <= STEP_MAX)
+        ran.release.set()
+        await eventually(lambda: none_left(client))
+        await eventually(lambda: session.puller.step_per_weight == 0.0)
 
 
 async def test_two_workers_serve_all_lanes_and_each_job_once(client: aiqueue.Client, eventually: Eventually) -> None:

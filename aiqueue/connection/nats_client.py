@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from nats.protocol.parser import PERMISSIONS_ERR
 from ..server_urls import Credentials
 from .frames import Status, read_headers
 from .parsing import FastParser
+
+log = logging.getLogger(__name__)
 
 USER_TIMEOUT_MS = 5_000  # of unacknowledged writes: nats-py never notices a dead connection whose buffer is full
 WRITE_BUFFER_MAX = 256 * 1024  # bytes in the socket's write buffer, above which nats-py's flusher takes over
@@ -113,7 +116,7 @@ class NatsClient(Client):
     def __init__(self, credentials: Mapping[str, Credentials], on_error: Callable[[Exception], None]) -> None:
         """`credentials` are those of single servers, by host and port. All others get those of the options.
 
-        `on_error` hears of the server's errors, and of what the callbacks of messages raise.
+        `on_error` hears of the server's errors.
         """
         super().__init__()
         self._credentials = credentials
@@ -202,8 +205,8 @@ class NatsClient(Client):
                 callback(WireMessage(subject, reply, data, headers))
             elif sid == self._reply_sid and self._on_reply is not None:
                 self._on_reply(subject, data, headers)
-        except Exception as error:  # noqa: BLE001  (raised from here, it would end nats-py's socket reader for good)
-            self._on_error(error)
+        except (Exception, asyncio.CancelledError):  # raised from here, it would end the reading of the socket
+            log.exception("the callback of a message on %s raised", subject.decode("utf-8", "replace"))
 
     async def note_error(self, error: Exception) -> None:
         """Report an error, as nats-py's `error_cb`."""

@@ -47,8 +47,8 @@ class Permissions:
         elif type(error).__module__.startswith("nats.") or isinstance(error, OSError | TimeoutError):
             level = logging.WARNING if "slow consumer" in str(error) else logging.DEBUG  # messages were dropped
             log.log(level, "error from the server: %s", error_text(error))
-        else:  # raised by a subscription's callback
-            log.error("a subscription's callback raised: %s", error_text(error), exc_info=error)
+        else:
+            log.error("nats-py failed: %s", error_text(error), exc_info=error)
 
     def _on_denied(self, verb: str, subject: str) -> None:
         problem = denied(verb, subject)

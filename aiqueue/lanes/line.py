@@ -137,7 +137,7 @@ def choose_leaving(placed: Collection[P], line: Line, length: float, now: float)
        higher one waits, then those whose turn is over, and of these the ones that were given the most beyond it. One
        that is nearly empty stays.
 
-    Of those that were given no job, the one that was given its last one last comes last.
+    Of lanes of a lower priority that were given as many jobs, those that were given the last one last come last.
     """
     highest = min((lane.rank for lane in placed), default=0)
     best = line.highest_rank()
@@ -250,10 +250,12 @@ class Line:
         self, ranks: Collection[int], now: float, *, leaving: int = 0, skip: Container[Lane] = ()
     ) -> list[LaneInLine]:
         """Take out the lanes that get a place, in this order. `ranks`: of the lanes that have one. `leaving`: consumers
-        that are about to be removed. `skip`: lanes that cannot be pulled on at the moment.
+        that are about to be removed: those beyond LEAVING_MAX take places, of each priority in proportion. `skip`:
+        lanes that cannot be pulled on at the moment.
         """
         taken: list[LaneInLine] = []
         skipped: list[LaneInLine] = []
+        excess = max(0, leaving - LEAVING_MAX)
         highest = min([*ranks, *(rank for rank, _ in self._queues)], default=0)
         lanes = len(ranks) - _count_aged_places(ranks, highest)
 
@@ -269,29 +271,32 @@ class Line:
             return False
 
         for rank in sorted({rank for rank, _ in self._queues}):
-            while lanes + len(taken) + max(0, leaving - LEAVING_MAX) < LIVE_MAX + AHEAD:
+            while lanes + len(taken) + excess < LIVE_MAX + AHEAD:
                 if take(rank, is_new=self._new_is_next):
                     self._new_is_next = not self._new_is_next
                 elif not take(rank, is_new=not self._new_is_next):
                     break
             while lanes + len(taken) < LIVE_MAX + AHEAD + NEW_PLACES and take(rank, is_new=True):
                 self._new_is_next = False
-        self._take_aged([*ranks, *(each.rank for each in taken)], now, taken, skip)
+        aged_places = round(AGED_PLACES * max(0.0, 1 - excess / (LIVE_MAX + AHEAD)))  # else these alone would go on
+        self._take_aged([*ranks, *(each.rank for each in taken)], now, taken, skip, aged_places)
         for waiting in reversed(skipped):
             self.add(waiting, first=True)
         return taken
 
-    def _take_aged(self, ranks: Iterable[int], now: float, taken: list[LaneInLine], skip: Container[Lane]) -> None:
+    def _take_aged(
+        self, ranks: Iterable[int], now: float, taken: list[LaneInLine], skip: Container[Lane], places: int
+    ) -> None:
         """Take lanes of lower priorities than the highest with a place, which have had no job for AGED_AFTER_S.
 
-        Each priority has AGED_PLACES of its own: lanes in between, whose places are regular ones, take none away.
+        Each priority has `places` of its own: lanes in between, whose places are regular ones, take none away.
         """
         placed = Counter(ranks)
         highest = min(placed, default=0)
         lower = [each for each in self._queues if each[0] > highest]
         aged = [waiting for rank, is_new in lower for waiting in self._aged(rank, now, is_new=is_new)]
         for waiting in sorted(aged, key=lambda each: each.served_at):
-            if placed[waiting.rank] < AGED_PLACES and waiting.lane not in skip:
+            if placed[waiting.rank] < places and waiting.lane not in skip:
                 self.discard(waiting.lane)
                 taken.append(waiting)
                 placed[waiting.rank] += 1

@@ -1052,17 +1052,30 @@ async def test_no_task_is_left_after_close(own_server: OwnServer, when: str, eve
     await eventually(lambda: asyncio.all_tasks() == before)
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        RuntimeError("r"),
+        OSError("o"),
+        TimeoutError("t"),
+        nats.errors.Error("n"),
+        AccessDenied("a"),
+        asyncio.CancelledError(),
+    ],
+)
 async def test_a_callback_that_raises_is_logged_and_the_next_message_still_comes(
-    conn: Connection, caplog: pytest.LogCaptureFixture, eventually: Eventually
+    conn: Connection, caplog: pytest.LogCaptureFixture, eventually: Eventually, mistake: BaseException
 ) -> None:
     received = []
 
     def hear(message: Received) -> None:
         received.append(message.data)
-        raise RuntimeError("a mistake in a callback")
+        raise mistake
 
     await conn.subscribe("news", hear)
     await conn.publish("news", b"1")
     await conn.publish("news", b"2")
     await eventually(lambda: received == [b"1", b"2"])
-    await eventually(lambda: "a mistake in a callback" in caplog.text)
+    await conn.flush()
+    logged = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert [each.exc_info and each.exc_info[1] for each in logged] == [mistake, mistake]

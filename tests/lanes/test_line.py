@@ -130,6 +130,13 @@ def test_lower_priorities_get_places_when_they_have_aged_and_no_more_than_their_
     assert not waiting.take([0] * FULL + [2] * AGED_PLACES, now=AGED_AFTER_S + 50)
 
 
+def test_consumers_that_are_about_to_go_take_as_large_a_part_of_a_lower_prioritys_places_as_of_the_highest() -> None:
+    each = [LaneInLine(lane(n), 2 * (n % 2), 0.0, 0.0) for n in range(400)]
+    taken = Counter(one.rank for one in filled(each).take([], now=50.0, leaving=line.LEAVING_MAX + FULL // 2))
+    assert taken == {0: FULL // 2, 2: AGED_PLACES // 2}
+    assert not filled(each).take([], now=50.0, leaving=line.LEAVING_MAX + FULL)
+
+
 placements = st.lists(
     st.builds(
         Placed, key=st.just(lane(0)), rank=st.integers(0, 3), weight=st.floats(0.01, 100),

@@ -8,10 +8,12 @@ import inspect
 import os
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 from aiqueue import Client
 from aiqueue.testing import clients
@@ -58,6 +60,26 @@ class WholeServer:
 async def create_streams(client: Client) -> None:
     """Create all streams of the client's topology on an empty account."""
     await clients.create_streams(client)
+
+
+async def check_cancelled_start(
+    monkeypatch: pytest.MonkeyPatch, kind: type, start: Callable[[], Coroutine[Any, Any, object]]
+) -> None:
+    """Cancel the start of a child process, before its first frame is read, and assert that the child has ended then."""
+    started: asyncio.Future[int] = asyncio.Future()
+
+    async def receive(child: Any) -> Any:
+        started.set_result(child.pid)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(kind, "_receive", receive)
+    starting = asyncio.create_task(start())
+    pid = await started
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 async def eventually(fn: Callable[[], object], within: float = 25.0) -> object:

@@ -59,9 +59,8 @@ class FastParser(Parser):
             if line.startswith(b"-ERR"):
                 self.refusal = line.decode("utf-8", "replace").strip()
             await super().parse(line)
-        if self._socket is not socket:
-            return  # a reconnect meanwhile: the rest is worth nothing
-        self._owed = max(0, self._owed - size)
+        if self._socket is socket:  # else a reconnect came meanwhile: the rest is worth nothing
+            self._owed = max(0, self._owed - size)
 
     def _take(self, data: bytes) -> bytes:
         """Dispatch whole messages, and keep the start of one that has not come as a whole.

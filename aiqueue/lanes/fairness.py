@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 AGED_AFTER_S = 1.0
 AGED_SHARE = 0.5
 AGED_CREDIT_MAX = 1.0
-STEP_MAX = 32  # jobs of a turn by weight
+STEP_BY_WEIGHT_MAX = 32  # jobs of a turn by weight
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -81,7 +81,7 @@ def share_budget(
        waiting first. Their number is bounded by ``aged_credit + AGED_SHARE * budget``. What they leave unused carries
        over as credit, because slots often come free one by one, and a share of one job is less than a job.
     2. The rest goes to the ranks in order, and within a rank by stride, in turns of at least `step` jobs. If it is not
-       0, a turn is of `step_per_weight` jobs times the lane's weight instead, and of STEP_MAX at most: then a few
+       0, a turn is of `step_per_weight` jobs times the lane's weight instead, at most STEP_BY_WEIGHT_MAX: then a few
        turns of each lane are enough for shares by weight.
     """
     given: dict[L, int] = {}
@@ -132,7 +132,7 @@ def _share_by_stride(
         if wanted <= 0:
             heapq.heappop(heap)
             continue
-        turn = max(1, min(STEP_MAX, round(step_per_weight * lane.weight))) if step_per_weight else step
+        turn = max(1, min(STEP_BY_WEIGHT_MAX, round(step_per_weight * lane.weight))) if step_per_weight else step
         jobs = min(wanted, budget, turn)
         given[lane] = given.get(lane, 0) + jobs
         clock.advance(lane, jobs, now)

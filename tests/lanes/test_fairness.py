@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiqueue.lanes.fairness import AGED_AFTER_S, STEP_MAX, StrideClock, StrideState, share_budget
+from aiqueue.lanes.fairness import AGED_AFTER_S, STEP_BY_WEIGHT_MAX, StrideClock, StrideState, share_budget
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -68,8 +68,8 @@ def test_by_weight_lanes_of_three_to_one_have_their_due_after_one_turn_of_each_a
         heavy: 12,
     }
     giant, light = Lane(name="giant", weight=100, pending=10**6), Lane(name="light", pending=10**6)
-    shares = dict(share_budget(StrideClock(), [giant, light], 3 * STEP_MAX, 0.0, step_per_weight=4.0))
-    assert shares == {giant: 3 * STEP_MAX - 4, light: 4}  # in three turns, and one in between
+    shares = dict(share_budget(StrideClock(), [giant, light], 3 * STEP_BY_WEIGHT_MAX, 0.0, step_per_weight=4.0))
+    assert shares == {giant: 3 * STEP_BY_WEIGHT_MAX - 4, light: 4}  # in three turns, and one in between
 
 
 def test_weights_of_three_to_one_hold_over_many_small_turns() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import signal
@@ -18,7 +17,7 @@ from aiqueue.errors import JobFailed
 from aiqueue.processes.pool import ChildProcess
 from aiqueue.processes.recipe import Recipe
 
-from ..support import eventually, processes
+from ..support import check_cancelled_start, eventually, processes
 from . import starters
 from .starters import STARTED_KINDS, Start
 
@@ -46,20 +45,7 @@ async def gone(name: str) -> None:
 
 
 async def test_a_child_whose_start_is_cancelled_has_ended_when_the_start_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: asyncio.Future[int] = asyncio.Future()
-
-    async def receive(child: ChildProcess) -> Any:
-        started.set_result(child.pid)
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(ChildProcess, "_receive", receive)
-    start = asyncio.create_task(ChildProcess.start(Recipe({}, {})))
-    pid = await started
-    start.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await start
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    await check_cancelled_start(monkeypatch, ChildProcess, lambda: ChildProcess.start(Recipe({}, {})))
 
 
 @pytest.mark.parametrize("handler", [starters.start_sync, starters.start_async])

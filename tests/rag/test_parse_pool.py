@@ -18,7 +18,7 @@ from aiqueue.rag.chunking import chunk
 from aiqueue.rag.errors import ParseFailed
 from aiqueue.rag.parse_pool import INLINE_BYTES_MAX, ParseLimits, ParsePool, _ParserProcess
 
-from ..support import ROOT, Eventually
+from ..support import ROOT, Eventually, check_cancelled_start
 from .pdfs import bomb_pdf, encrypted_pdf
 
 GOOD = b"<html><title>T</title><h1>Good</h1><p>page</html>"
@@ -181,20 +181,7 @@ async def test_a_call_that_is_cancelled_ends_its_child(pool: ParsePool, eventual
 
 
 async def test_a_child_whose_start_is_cancelled_has_ended_when_the_start_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: asyncio.Future[int] = asyncio.Future()
-
-    async def receive(child: _ParserProcess) -> list[str]:
-        started.set_result(child.pid)
-        return await asyncio.Future()
-
-    monkeypatch.setattr(_ParserProcess, "_receive", receive)
-    start = asyncio.create_task(_ParserProcess.start(SMALL, []))
-    pid = await started
-    start.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await start
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    await check_cancelled_start(monkeypatch, _ParserProcess, lambda: _ParserProcess.start(SMALL, []))
 
 
 async def test_a_closed_pool_starts_no_child_and_close_is_safe_twice() -> None:

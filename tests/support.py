@@ -66,20 +66,21 @@ async def check_cancelled_start(
     monkeypatch: pytest.MonkeyPatch, kind: type, start: Callable[[], Coroutine[Any, Any, object]]
 ) -> None:
     """Cancel the start of a child process, before its first frame is read, and assert that the child has ended then."""
-    started: asyncio.Future[int] = asyncio.Future()
+    started: asyncio.Future[Any] = asyncio.Future()
 
     async def receive(child: Any) -> Any:
-        started.set_result(child.pid)
+        started.set_result(child)
         await asyncio.Event().wait()
 
     monkeypatch.setattr(kind, "_receive", receive)
     starting = asyncio.create_task(start())
-    pid = await started
+    child = await started
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
+    assert child._process.returncode is not None  # the event loop knows of its end
     with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+        os.kill(child.pid, 0)
 
 
 async def eventually(fn: Callable[[], object], within: float = 25.0) -> object:
